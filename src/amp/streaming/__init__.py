@@ -1,0 +1,1 @@
+"""What a stream means: pure state machines, and the few rooms that read for them."""
