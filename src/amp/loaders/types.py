@@ -1,0 +1,68 @@
+"""The values that loaders take and give back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from amp.streaming.types import BlockRange
+
+__all__ = ['LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
+
+
+class LoadMode(Enum):
+    """What happens to rows that are there already."""
+
+    APPEND = 'append'
+    OVERWRITE = 'overwrite'
+    UPSERT = 'upsert'
+    MERGE = 'merge'
+
+
+@dataclass
+class LoadResult:
+    """The outcome of a batch, a table, a commit of a stream, or a reorg that was undone.
+
+    `duration` is in seconds, `ops_per_second` in rows. `metadata` holds what the loader and the engine add.
+    """
+
+    rows_loaded: int
+    duration: float
+    ops_per_second: float
+    table_name: str
+    loader_type: str
+    success: bool
+    error: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+    is_reorg: bool = False
+    invalidation_ranges: list[BlockRange] | None = None
+
+    def __str__(self) -> str:
+        if not self.success:
+            return f'{self.table_name}: failed: {self.error}'
+        if self.is_reorg:
+            ranges = ', '.join(map(str, self.invalidation_ranges or []))
+            return f'{self.table_name}: reorg of {ranges} undone in {self.duration:.2f} s'
+        return f'{self.table_name}: {self.rows_loaded:,} rows in {self.duration:.2f} s'
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """How to load, as one value: what `load(...)` takes as keywords."""
+
+    mode: LoadMode = LoadMode.APPEND
+    batch_size: int = 65_536
+    create_table: bool = True
+    key_columns: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelJoinConfig:
+    """Join the label `label_name` on its column `label_key_column` = the stream's `stream_key_column`."""
+
+    label_name: str
+    label_key_column: str
+    stream_key_column: str
