@@ -1,0 +1,453 @@
+"""DataLoader: what an author writes, what a user calls, and what lies between.
+
+An author gives `connect`, `disconnect` and `_load_batch_impl`; everything else has a default. The base connects when
+needed, checks the mode, makes the table once, clears it once for OVERWRITE, times the work, and turns a failure into a
+LoadResult. How rows of a stream become durable is not decided here: see `unit.py` and the engine in `stream.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
+
+import pyarrow as pa
+
+from amp.errors import AmpError, ConfigError, LoadError, redact
+from amp.loaders import stamps
+from amp.loaders.registry import LoaderRegistry
+from amp.loaders.types import LabelJoinConfig, LoadConfig, LoadMode, LoadResult
+from amp.loaders.unit import StreamingDestination
+from amp.loaders.urls import config_from_url
+from amp.streaming.ledger import IdRun
+from amp.streaming.machine import batch_id
+from amp.streaming.state import StreamStateStore, make_local_store
+from amp.streaming.types import BlockRange, ResponseBatch
+
+__all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
+
+TConfig = TypeVar('TConfig')
+
+_BATCH_ROWS = 65_536
+_COMMON_OPTIONS = frozenset({'mode', 'create_table', 'key_columns', 'block_ranges'})
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The keywords of one load call, checked."""
+
+    mode: LoadMode
+    create_table: bool
+    key_columns: tuple[str, ...]
+    block_ranges: tuple[BlockRange, ...]
+    extra: Mapping[str, Any]
+
+    def for_author(self) -> dict[str, Any]:
+        keys = {'key_columns': list(self.key_columns)} if self.key_columns else {}
+        return {'mode': self.mode, **keys, **self.extra}
+
+
+@dataclass
+class _Counted:
+    """A reader that counts what passes; it stands for the table in the metadata of a load that never had one."""
+
+    schema: pa.Schema
+    num_rows: int = 0
+    nbytes: int = 0
+    batches: int = 0
+
+    def reader(self, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_batches(self.schema, self._pass(batches))
+
+    def _pass(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            self.num_rows += batch.num_rows
+            self.nbytes += batch.nbytes
+            self.batches += 1
+            yield batch
+
+
+class DataLoader(ABC, Generic[TConfig]):
+    """A destination. `config` is a mapping of the loader's own keys; `resilience` and `state` are the base's.
+
+    Raises ConfigError (a ValueError) for a missing or unknown key, by name.
+    """
+
+    SUPPORTED_MODES: ClassVar[set[LoadMode]] = {LoadMode.APPEND}
+    REQUIRES_SCHEMA_MATCH: ClassVar[bool] = True
+    SUPPORTS_TRANSACTIONS: ClassVar[bool] = False
+    # Names of further keywords of a load call; None lets every keyword through to the author's method.
+    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = None
+    # The config key that the path of a URL stands for, for destinations that are a file or a folder.
+    URL_PATH_KEY: ClassVar[str | None] = None
+
+    config: TConfig
+
+    def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
+        given = dict(config)
+        self.name = loader_name(type(self))
+        self.logger = logging.getLogger(f'amp.loaders.{self.name}')
+        self.label_manager = label_manager
+        self._is_connected = False
+        self._created_tables: set[str] = set()
+        self._resilience_config = given.pop('resilience', None)
+        self._state_config = given.pop('state', None)
+        if 'url' in given:
+            given = {**config_from_url(str(given.pop('url')), _config_class(type(self)), self.URL_PATH_KEY), **given}
+        self._check_required(given)
+        self.config = self._parse_config(given)
+        self.state_store: StreamStateStore = self._make_state_store(self._state_config)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name = loader_name(cls)
+        if name and not cls.__name__.startswith('_'):
+            LoaderRegistry.register(name, cls)
+
+    # What an author writes
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Open the connection and set `self._is_connected`."""
+
+    @abstractmethod
+    def disconnect(self) -> None:
+        """Close it and clear `self._is_connected`."""
+
+    @abstractmethod
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        """Load one batch; the number of rows that arrived."""
+
+    def _parse_config(self, config: dict[str, Any]) -> TConfig:
+        wanted = _config_class(type(self))
+        if wanted is None:
+            return cast('TConfig', config)
+        known = {f.name for f in fields(wanted)}
+        unknown = sorted(set(config) - known)
+        if unknown:
+            raise ConfigError(
+                f'unknown configuration key {unknown[0]!r} for {self.name}', hint=f'known keys: {_listed(known)}'
+            )
+        try:
+            return cast('TConfig', wanted(**config))
+        except TypeError as error:
+            raise ConfigError(f'the configuration of {self.name} does not fit: {error}') from error
+
+    def _get_required_config_fields(self) -> list[str]:
+        return []
+
+    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
+        """Make the table if it is not there. Destinations without tables need not override this."""
+
+    def _clear_table(self, table_name: str) -> None:
+        raise LoadError(f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite')
+
+    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        """Load a whole reader; override it where the destination's bulk path takes one."""
+        return sum(self._checked_count(self._load_batch_impl(batch, table_name, **kwargs)) for batch in reader)
+
+    def _transaction(self) -> AbstractContextManager[object]:
+        """What makes a plain load all or nothing; override it where the destination has transactions."""
+        return nullcontext()
+
+    def _delete_runs(self, table_name: str, runs: Sequence[IdRun]) -> int:
+        """Delete the rows whose `_amp_tx_id` lies in one of the inclusive runs; the number deleted."""
+        raise LoadError(
+            f'{self.name} cannot take rows back, and the chain has changed under {table_name!r}',
+            hint='a loader undoes reorgs when it has _delete_runs',
+        )
+
+    def table_exists(self, table_name: str) -> bool:
+        """True when the table is there."""
+        info = self.get_table_info(table_name)
+        return table_name in self._created_tables if info is None else bool(info.get('exists', True))
+
+    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
+        """`table_name`, `row_count`, `exists`, `columns`, and `size_bytes` where known; None when not there."""
+        return None
+
+    def get_table_schema(self, table_name: str) -> pa.Schema | None:
+        """The Arrow schema of the user's columns, None when the table is not there."""
+        return None
+
+    def scan(self, table_name: str) -> pa.RecordBatchReader:
+        """The committed rows of the table, the user's columns only."""
+        raise LoadError(f'{self.name} cannot read {table_name!r} back', hint='a loader can when it has scan')
+
+    def _get_batch_metadata(self, batch: pa.RecordBatch, duration: float, **kwargs: Any) -> dict[str, Any]:
+        return {
+            'operation': 'load_batch',
+            'batch_size': batch.num_rows,
+            'schema_fields': len(batch.schema),
+            'throughput_rows_per_sec': _rate(batch.num_rows, duration),
+        }
+
+    def _get_table_metadata(
+        self, table: pa.Table | _Counted, duration: float, batch_count: int, **kwargs: Any
+    ) -> dict[str, Any]:
+        return {
+            'operation': 'load_table',
+            'batch_count': batch_count,
+            'batches_processed': batch_count,
+            'total_rows': table.num_rows,
+            'schema_fields': len(table.schema),
+            'avg_batch_size': table.num_rows // batch_count if batch_count else 0,
+            'table_size_mb': table.nbytes / 1024**2,
+            'throughput_rows_per_sec': _rate(table.num_rows, duration),
+        }
+
+    # What a user calls
+
+    @property
+    def is_connected(self) -> bool:
+        """True between `connect` and `disconnect`."""
+        return self._is_connected
+
+    def health_check(self) -> bool:
+        """True when the destination can be reached. Raises what `connect` raises."""
+        self._ensure_connected()
+        return self._is_connected
+
+    def close(self) -> None:
+        """Disconnect; harmless when not connected."""
+        if self._is_connected:
+            self.disconnect()
+
+    def __enter__(self) -> Self:
+        self._ensure_connected()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def load_batch(self, batch: pa.RecordBatch, table_name: str, **options: Any) -> LoadResult:
+        """Load one batch as a unit of its own. A failure is a result with `success=False`."""
+        started = time.perf_counter()
+        chosen = self._options(options)
+        try:
+            rows = self._load_one(batch, table_name, chosen)
+        except Exception as error:  # noqa: BLE001 - the contract: at this level every failure of a driver is a result
+            return self._failure(error, table_name, started)
+        duration = time.perf_counter() - started
+        return self._success(rows, duration, table_name, self._get_batch_metadata(batch, duration, **chosen.extra))
+
+    def load_table(
+        self,
+        table: pa.Table,
+        table_name: str,
+        mode: LoadMode | str = LoadMode.APPEND,
+        batch_size: int = _BATCH_ROWS,
+        **options: Any,
+    ) -> LoadResult:
+        """Load a table as one unit, `batch_size` rows at a time. A failure is a result with `success=False`."""
+        reader = table.to_reader(max_chunksize=batch_size)
+        return self.load_reader(reader, table_name, mode=mode, _table=table, **options)
+
+    def load_reader(
+        self, reader: pa.RecordBatchReader, table_name: str, *, _table: pa.Table | None = None, **options: Any
+    ) -> LoadResult:
+        """Load all that a reader gives as one unit, in constant memory. A failure is a result, `success=False`.
+
+        An AmpError of the reader itself (the source failed) is raised as it is, after the unit was rolled back.
+        """
+        started = time.perf_counter()
+        chosen = self._options(options)
+        counted = _Counted(reader.schema)
+        source = _Remembering(reader)
+        try:
+            rows = self._load_all(counted.reader(source), reader.schema, table_name, chosen)
+        except Exception as error:  # noqa: BLE001 - the contract: at this level every failure of a driver is a result
+            if source.error is not None:
+                raise source.error from error
+            return self._failure(error, table_name, started)
+        duration = time.perf_counter() - started
+        table = counted if _table is None else _table
+        return self._success(
+            rows, duration, table_name, self._get_table_metadata(table, duration, counted.batches, **chosen.extra)
+        )
+
+    def load_stream(self, batches: Iterable[pa.RecordBatch], table_name: str, **options: Any) -> Iterator[LoadResult]:
+        """Load batches as they come, each a unit of its own; OVERWRITE clears the table before the first."""
+        for batch in batches:
+            yield self.load_batch(batch, table_name, **options)
+            if 'mode' in options and _mode(options['mode']) is LoadMode.OVERWRITE:
+                options = {**options, 'mode': LoadMode.APPEND}
+
+    def load_stream_continuous(
+        self, responses: Iterable[ResponseBatch], table_name: str, connection_name: str | None = None, **options: Any
+    ) -> Iterator[LoadResult]:
+        """Load a stream of batches with their ranges: one result for each commit and each reorg.
+
+        `connection_name` is for logs: it is never part of what names the stream. Raises AmpError when a unit fails.
+        """
+        from amp.loaders.stream import follow_responses
+
+        del connection_name
+        yield from follow_responses(self, responses, table_name, **options)
+
+    # Between them
+
+    def streaming_destination(self) -> StreamingDestination:
+        """How this loader makes a stream durable: by its own transactions, by ids, or at least once."""
+        if hasattr(self, 'open_stream'):
+            return cast('StreamingDestination', self)
+        from amp.loaders.by_id import undo_by_id
+
+        return undo_by_id(self)
+
+    @property
+    def guarantee(self) -> str:
+        """`exactly-once` or `at-least-once`: what a stream into this loader can promise."""
+        own = hasattr(self, 'open_stream') or (_overrides(self, '_delete_runs') and hasattr(self, '_write_state'))
+        return 'exactly-once' if own else 'at-least-once'
+
+    def prepare_table(self, schema: pa.Schema, table_name: str, create_table: bool) -> None:
+        """Make the table once, or check that it is there. Raises LoadError."""
+        if table_name in self._created_tables:
+            return
+        if create_table:
+            self._create_table_from_schema(schema, table_name)
+        elif _overrides(self, 'table_exists') and not self.table_exists(table_name):
+            raise LoadError(
+                f'the table {table_name!r} does not exist', hint='leave out create_table=False to make it', table=table_name
+            )
+        self._created_tables.add(table_name)
+
+    def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
+        """Raises ConfigError for a mode that this loader does not have, or keys that a mode lacks."""
+        if mode not in self.SUPPORTED_MODES:
+            known = ', '.join(sorted(m.value for m in self.SUPPORTED_MODES))
+            raise ConfigError(f'{self.name} has no mode {mode.value}', hint=f'it has: {known}')
+        if mode in {LoadMode.UPSERT, LoadMode.MERGE} and not key_columns:
+            raise ConfigError(f'mode {mode.value} needs key_columns=[...]', hint='they say which row replaces which')
+
+    def _load_one(self, batch: pa.RecordBatch, table_name: str, options: _Options) -> int:
+        self._ensure_connected()
+        self.check_mode(options.mode, options.key_columns)
+        if options.block_ranges:
+            batch = self._add_metadata_columns(batch, options.block_ranges)
+        with self._transaction():
+            self._prepare(batch.schema, table_name, options)
+            return self._checked_count(self._load_batch_impl(batch, table_name, **options.for_author()))
+
+    def _load_all(
+        self, reader: pa.RecordBatchReader, schema: pa.Schema, table_name: str, options: _Options
+    ) -> int:
+        self._ensure_connected()
+        self.check_mode(options.mode, options.key_columns)
+        with self._transaction():
+            if options.block_ranges:
+                schema = schema.append(pa.field(stamps.BATCH_ID, pa.string()))
+                stamped = (self._add_metadata_columns(batch, options.block_ranges) for batch in reader)
+                reader = pa.RecordBatchReader.from_batches(schema, stamped)
+            self._prepare(schema, table_name, options)
+            return self._checked_count(self._load_reader_impl(reader, table_name, **options.for_author()))
+
+    def _prepare(self, schema: pa.Schema, table_name: str, options: _Options) -> None:
+        self.prepare_table(schema, table_name, options.create_table)
+        if options.mode is LoadMode.OVERWRITE:
+            self._clear_table(table_name)
+
+    def _add_metadata_columns(self, batch: pa.RecordBatch, block_ranges: Sequence[BlockRange]) -> pa.RecordBatch:
+        return stamps.with_batch_id(batch, batch_id(block_ranges))
+
+    def _ensure_connected(self) -> None:
+        if not self._is_connected:
+            self.connect()
+
+    def _options(self, options: dict[str, Any]) -> _Options:
+        extra = {key: value for key, value in options.items() if key not in _COMMON_OPTIONS}
+        if self.LOAD_OPTIONS is not None:
+            unknown = sorted(set(extra) - self.LOAD_OPTIONS)
+            if unknown:
+                known = _listed(_COMMON_OPTIONS | self.LOAD_OPTIONS)
+                raise ConfigError(f'unknown option {unknown[0]!r} for {self.name}', hint=f'known options: {known}')
+        return _Options(
+            _mode(options.get('mode', LoadMode.APPEND)),
+            bool(options.get('create_table', True)),
+            tuple(options.get('key_columns') or ()),
+            tuple(options.get('block_ranges') or ()),
+            extra,
+        )
+
+    def _make_state_store(self, config: object) -> StreamStateStore:
+        if config and self.guarantee == 'exactly-once':
+            raise ConfigError(
+                f'{self.name} keeps the state of its streams inside the destination, so a local state store would lie',
+                hint='leave out the key `state`',
+            )
+        return make_local_store(config)
+
+    def _check_required(self, config: Mapping[str, Any]) -> None:
+        for name in self._get_required_config_fields():
+            if config.get(name) in {None, ''}:
+                raise ConfigError(f'{self.name} needs the configuration key {name!r}')
+
+    def _checked_count(self, rows: object) -> int:
+        if not isinstance(rows, int) or isinstance(rows, bool):
+            raise LoadError(f'_load_batch_impl of {self.name} returned {rows!r}, not the number of rows')
+        return rows
+
+    def _success(self, rows: int, duration: float, table_name: str, metadata: dict[str, Any]) -> LoadResult:
+        return LoadResult(rows, duration, _rate(rows, duration), table_name, self.name, True, metadata=metadata)
+
+    def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
+        self._created_tables.discard(table_name)
+        text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
+        self.logger.error('loading into %s failed: %s', table_name, text)
+        duration = time.perf_counter() - started
+        return LoadResult(0, duration, 0.0, table_name, self.name, False, error=text)
+
+
+class _Remembering:
+    """Batches of a reader, with the error that stopped them: a bulk path would hide whose error it was."""
+
+    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self.error: AmpError | None = None
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._batches
+        except AmpError as error:
+            self.error = error
+            raise
+
+
+def loader_name(loader_class: type[DataLoader[Any]]) -> str:
+    """`ExampleLoader` -> `example`."""
+    return loader_class.__name__.lower().removesuffix('loader')
+
+
+def _config_class(loader_class: type[DataLoader[Any]]) -> Any:  # noqa: ANN401 - any dataclass
+    for base in loader_class.__mro__:
+        for generic in getattr(base, '__orig_bases__', ()):
+            for argument in get_args(generic):
+                if isinstance(argument, type) and is_dataclass(argument):
+                    return argument
+    return None
+
+
+def _mode(mode: LoadMode | str) -> LoadMode:
+    if isinstance(mode, LoadMode):
+        return mode
+    try:
+        return LoadMode(str(mode).lower())
+    except ValueError as error:
+        raise ConfigError(f'there is no mode {mode!r}', hint=f'modes: {_listed({m.value for m in LoadMode})}') from error
+
+
+def _overrides(loader: DataLoader[Any], method: str) -> bool:
+    return getattr(type(loader), method) is not getattr(DataLoader, method)
+
+
+def _rate(rows: int, duration: float) -> float:
+    return rows / duration if duration > 0 else 0.0
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ', '.join(sorted(names))

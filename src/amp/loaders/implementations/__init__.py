@@ -1,0 +1,21 @@
+"""The package's own loaders, one file a destination, imported when they are asked for.
+
+`__all__` is a mutable list on purpose: a loader dropped into this folder may append its class name to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+__all__: list[str] = ['DuckDBLoader', 'PostgreSQLLoader']
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+    if name.endswith('Loader'):
+        wanted = name.removesuffix('Loader').lower() + '_loader'
+        for module in pkgutil.iter_modules(__path__):
+            if module.name == wanted:
+                return getattr(importlib.import_module(f'{__name__}.{module.name}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

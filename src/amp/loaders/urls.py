@@ -1,0 +1,78 @@
+"""A destination as a URL: the scheme names the loader, the rest becomes its configuration.
+
+Paths follow SQLAlchemy's habit: three slashes, then a relative path; four, an absolute one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from amp.errors import ConfigError, redact
+
+__all__ = ['config_from_url', 'is_url', 'loader_of_url']
+
+
+def is_url(text: str) -> bool:
+    """True when the text is a destination's URL rather than a configured name."""
+    return '://' in text
+
+
+def loader_of_url(url: str) -> str:
+    """The name of the loader: the scheme up to a `+`. Raises ConfigError."""
+    scheme = url.partition('://')[0]
+    if not scheme or not scheme.replace('+', '').replace('-', '').isalnum():
+        raise ConfigError(
+            f'{redact(url)!r} is not the URL of a destination', hint='for example duckdb:///chain.db or postgresql://host/db'
+        )
+    name = scheme.partition('+')[0].lower()
+    return {'postgres': 'postgresql'}.get(name, name)
+
+
+def config_from_url(url: str, config_class: type | None, path_key: str | None) -> dict[str, Any]:
+    """The configuration that a URL spells: path or host, user, password, database, and every `?key=value`.
+
+    `config_class` is the dataclass whose fields give the types, `path_key` the field that a path stands for.
+    Raises ConfigError for a URL that does not parse.
+    """
+    if path_key is not None:
+        scheme, _, rest = url.partition('://')
+        rest, _, query = rest.partition('?')
+        if rest and not rest.startswith('/') and rest != ':memory:':
+            raise ConfigError(
+                f'{redact(url)!r} names a host, but this destination is a path',
+                hint=f'three slashes for a relative path: {scheme}:///{rest}',
+            )
+        path = unquote(rest.removeprefix('/')) or ':memory:'
+        return {path_key: path, **_typed(config_class, parse_qsl(query))}
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f'{redact(url)!r} is not a URL: {error}') from error
+    known: dict[str, Any] = {
+        'host': parts.hostname,
+        'port': port,
+        'user': unquote(parts.username) if parts.username else None,
+        'password': unquote(parts.password) if parts.password else None,
+        'database': unquote(parts.path.removeprefix('/')) or None,
+    }
+    given = {key: value for key, value in known.items() if value is not None}
+    return {**given, **_typed(config_class, parse_qsl(parts.query))}
+
+
+def _typed(config_class: type | None, pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    types = {f.name: str(f.type) for f in fields(config_class)} if is_dataclass(config_class) else {}
+    return {key: _converted(key, value, types.get(key, 'str')) for key, value in pairs}
+
+
+def _converted(key: str, value: str, wanted: str) -> Any:  # noqa: ANN401 - the type of the field decides
+    try:
+        if wanted.startswith('int'):
+            return int(value)
+        if wanted.startswith('bool'):
+            return {'true': True, '1': True, 'false': False, '0': False}[value.lower()]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f'{value!r} is not a value for {key}') from error
+    return value
