@@ -12,7 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
 
 import pyarrow as pa
@@ -144,7 +144,9 @@ class DataLoader(ABC, Generic[TConfig]):
         """Make the table if it is not there. Destinations without tables need not override this."""
 
     def _clear_table(self, table_name: str) -> None:
-        raise LoadError(f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite')
+        raise LoadError(
+            f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite'
+        )
 
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
         """Load a whole reader; override it where the destination's bulk path takes one."""
@@ -160,6 +162,11 @@ class DataLoader(ABC, Generic[TConfig]):
             f'{self.name} cannot take rows back, and the chain has changed under {table_name!r}',
             hint='a loader undoes reorgs when it has _delete_runs',
         )
+
+    def is_transient(self, error: Exception) -> bool:
+        """True when the driver's error may be gone the next time. Says it by type and code, never by text."""
+        del error
+        return False
 
     def table_exists(self, table_name: str) -> bool:
         """True when the table is there."""
@@ -260,7 +267,7 @@ class DataLoader(ABC, Generic[TConfig]):
         source = _Remembering(reader)
         try:
             rows = self._load_all(counted.reader(source), reader.schema, table_name, chosen)
-        except Exception as error:  # noqa: BLE001 - the contract: at this level every failure of a driver is a result
+        except Exception as error:
             if source.error is not None:
                 raise source.error from error
             return self._failure(error, table_name, started)
@@ -313,7 +320,9 @@ class DataLoader(ABC, Generic[TConfig]):
             self._create_table_from_schema(schema, table_name)
         elif _overrides(self, 'table_exists') and not self.table_exists(table_name):
             raise LoadError(
-                f'the table {table_name!r} does not exist', hint='leave out create_table=False to make it', table=table_name
+                f'the table {table_name!r} does not exist',
+                hint='leave out create_table=False to make it',
+                table=table_name,
             )
         self._created_tables.add(table_name)
 
@@ -334,9 +343,7 @@ class DataLoader(ABC, Generic[TConfig]):
             self._prepare(batch.schema, table_name, options)
             return self._checked_count(self._load_batch_impl(batch, table_name, **options.for_author()))
 
-    def _load_all(
-        self, reader: pa.RecordBatchReader, schema: pa.Schema, table_name: str, options: _Options
-    ) -> int:
+    def _load_all(self, reader: pa.RecordBatchReader, schema: pa.Schema, table_name: str, options: _Options) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
         with self._transaction():
@@ -423,7 +430,7 @@ def loader_name(loader_class: type[DataLoader[Any]]) -> str:
     return loader_class.__name__.lower().removesuffix('loader')
 
 
-def _config_class(loader_class: type[DataLoader[Any]]) -> Any:  # noqa: ANN401 - any dataclass
+def _config_class(loader_class: type[DataLoader[Any]]) -> Any:
     for base in loader_class.__mro__:
         for generic in getattr(base, '__orig_bases__', ()):
             for argument in get_args(generic):
@@ -438,7 +445,9 @@ def _mode(mode: LoadMode | str) -> LoadMode:
     try:
         return LoadMode(str(mode).lower())
     except ValueError as error:
-        raise ConfigError(f'there is no mode {mode!r}', hint=f'modes: {_listed({m.value for m in LoadMode})}') from error
+        raise ConfigError(
+            f'there is no mode {mode!r}', hint=f'modes: {_listed({m.value for m in LoadMode})}'
+        ) from error
 
 
 def _overrides(loader: DataLoader[Any], method: str) -> bool:

@@ -14,7 +14,7 @@ import pyarrow as pa
 __all__ = ['Feed']
 
 
-class _Cancelled(Exception):
+class _CancelledError(Exception):
     """Raised inside the reader so that whoever pulls it stops without a result."""
 
 
@@ -76,7 +76,7 @@ class Feed:
         while (batch := self._queue.get()) is not None and not self._cancelled.is_set():
             yield batch
         if self._cancelled.is_set():
-            raise _Cancelled
+            raise _CancelledError
 
     def _run(self) -> None:
         try:

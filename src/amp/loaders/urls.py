@@ -24,7 +24,8 @@ def loader_of_url(url: str) -> str:
     scheme = url.partition('://')[0]
     if not scheme or not scheme.replace('+', '').replace('-', '').isalnum():
         raise ConfigError(
-            f'{redact(url)!r} is not the URL of a destination', hint='for example duckdb:///chain.db or postgresql://host/db'
+            f'{redact(url)!r} is not the URL of a destination',
+            hint='for example duckdb:///chain.db or postgresql://host/db',
         )
     name = scheme.partition('+')[0].lower()
     return {'postgres': 'postgresql'}.get(name, name)
@@ -67,7 +68,7 @@ def _typed(config_class: type | None, pairs: list[tuple[str, str]]) -> dict[str,
     return {key: _converted(key, value, types.get(key, 'str')) for key, value in pairs}
 
 
-def _converted(key: str, value: str, wanted: str) -> Any:  # noqa: ANN401 - the type of the field decides
+def _converted(key: str, value: str, wanted: str) -> Any:
     try:
         if wanted.startswith('int'):
             return int(value)

@@ -260,6 +260,7 @@ class Undo:
     dropped: tuple[Entry, ...]
     invalidated: tuple[BlockRange, ...]
     is_reorg: bool = True
+    whole_table: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any
 __all__: list[str] = ['DuckDBLoader', 'PostgreSQLLoader']
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute can be anything
+def __getattr__(name: str) -> Any:
     if name.endswith('Loader'):
         wanted = name.removesuffix('Loader').lower() + '_loader'
         for module in pkgutil.iter_modules(__path__):

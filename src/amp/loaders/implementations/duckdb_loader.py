@@ -1,0 +1,416 @@
+"""DuckDB: a file, straight from Arrow. Undo, rows and state are one transaction.
+
+Whatever a unit writes flows into a single `INSERT ... SELECT` from a reader that is fed while batches arrive: many
+INSERTs in one transaction would hold all of their rows in memory. A file belongs to one process at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from amp.errors import DestinationError, LoadError, SchemaError
+from amp.loaders.base import DataLoader
+from amp.loaders.feed import Feed
+from amp.loaders.points import reached
+from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, same_keys, undo_statements
+from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim, StreamInfo, StreamJob
+from amp.streaming.ledger import StreamKey, StreamState, Undo
+
+__all__ = ['DuckDBConfig', 'DuckDBLoader']
+
+_INCOMING = '_amp_incoming'
+_STAGE = '_amp_stage'
+
+
+@dataclass(frozen=True)
+class DuckDBConfig:
+    """`path` of the file (`:memory:` for none), `schema` in it."""
+
+    path: str
+    schema: str = 'main'
+
+
+class DuckDBLoader(DataLoader[DuckDBConfig]):
+    """Loads into a DuckDB file: append, overwrite, upsert by key, exactly-once streams."""
+
+    SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
+    SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
+    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    URL_PATH_KEY: ClassVar[str | None] = 'path'
+
+    _connection: duckdb.DuckDBPyConnection | None = None
+
+    def _get_required_config_fields(self) -> list[str]:
+        return ['path']
+
+    @property
+    def connection(self) -> duckdb.DuckDBPyConnection:
+        """The open connection. Raises DestinationError when there is none."""
+        if self._connection is None:
+            raise DestinationError('the DuckDB file is not open', hint='call connect() or use `with loader:`')
+        return self._connection
+
+    def connect(self) -> None:
+        """Open the file, making it and its schema when they are not there. Raises DestinationError."""
+        with _explained(self.config.path):
+            self._connection = duckdb.connect(self.config.path)
+            self._connection.execute(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+        self._is_connected = True
+
+    def disconnect(self) -> None:
+        """Close the file."""
+        if self._connection is not None:
+            self._connection.close()
+        self._connection = None
+        self._is_connected = False
+
+    # Plain loads
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _explained(self.config.path), _transaction(self.connection):
+            yield
+
+    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
+        self._create(self.connection, schema, self._quoted(table_name))
+
+    def _create(self, connection: duckdb.DuckDBPyConnection, schema: pa.Schema, quoted: str) -> None:
+        _check_types(connection, schema)
+        with _registered(connection, landed(schema.empty_table().to_reader())):
+            connection.execute(
+                f'CREATE TABLE IF NOT EXISTS {quoted} AS SELECT {_select_list(schema)} FROM {_INCOMING} LIMIT 0'
+            )
+
+    def _clear_table(self, table_name: str) -> None:
+        self.connection.execute(f'DELETE FROM {self._quoted(table_name)}')
+
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
+        return self._load_reader_impl(reader, table_name, **kwargs)
+
+    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        keys = kwargs.get('key_columns') or ()
+        if not keys:
+            return insert(self.connection, self._quoted(table_name), reader)
+        rows = stage(self.connection, reader)
+        replace_by_key(self.connection, self._quoted(table_name), reader.schema.names, keys, before=None)
+        return rows
+
+    # Looking
+
+    def table_exists(self, table_name: str) -> bool:
+        """True when the schema has the table."""
+        return bool(self._columns(table_name))
+
+    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
+        """Name, row count and columns of a table; None when it is not there."""
+        columns = self._columns(table_name)
+        if not columns:
+            return None
+        [(rows,)] = self._run(f'SELECT count(*) FROM {self._quoted(table_name)}')
+        return {'table_name': table_name, 'row_count': rows, 'exists': True, 'columns': columns}
+
+    def get_table_schema(self, table_name: str) -> pa.Schema | None:
+        """The Arrow schema of the user's columns; None when the table is not there."""
+        return self.scan(table_name).schema if self.table_exists(table_name) else None
+
+    def scan(self, table_name: str) -> pa.RecordBatchReader:
+        """The committed rows, in no promised order, the user's columns only."""
+        columns = [c for c in self._columns(table_name) if c not in STAMP_COLUMNS]
+        if not columns:
+            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
+        listed = ', '.join(quote(c) for c in columns)
+        cursor = self.connection.cursor()
+        return cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
+
+    def _columns(self, table_name: str) -> list[str]:
+        rows = self._run(
+            'SELECT column_name FROM information_schema.columns WHERE table_catalog = current_database() '
+            'AND table_schema = ? AND table_name = ? ORDER BY ordinal_position',
+            (self.config.schema, table_name),
+        )
+        return [name for (name,) in rows]
+
+    # Streams
+
+    def list_streams(self) -> Sequence[StreamInfo]:
+        """Every stream that the file remembers."""
+        if not self._columns('_amp_streams'):
+            return []
+        return self._streams.list(self._run)
+
+    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
+        """Take a new epoch of the stream and read what is committed."""
+        with _explained(self.config.path):
+            self._run(self._streams.create())
+            self._streams.enlist(self._run, key, claim)
+            return self._streams.take(self._run, key, claim)
+
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _DuckDBUnit:
+        """Open a transaction of its own, with the undo done in it."""
+        del state, first_id
+        return _DuckDBUnit(self, job, undo)
+
+    @property
+    def _streams(self) -> SqlStreams:
+        return SqlStreams(self._quoted('_amp_streams'))
+
+    def before_images(self, table_name: str) -> str | None:
+        """The quoted table of rows that streams replaced in `table_name`; None when there is none."""
+        return self._quoted(BEFORE_PREFIX + table_name) if self._columns(BEFORE_PREFIX + table_name) else None
+
+    def make_before_images(self, table_name: str) -> None:
+        """Make that table; harmless when it is there."""
+        self._run(
+            f'CREATE TABLE IF NOT EXISTS {self._quoted(BEFORE_PREFIX + table_name)} AS '
+            f'SELECT *, 0::BIGINT AS {quote(REPLACED_BY)} FROM {self._quoted(table_name)} LIMIT 0'
+        )
+
+    def _quoted(self, table_name: str) -> str:
+        return quote(self.config.schema, table_name)
+
+    def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self.connection.execute(sql, list(values)).fetchall()
+
+
+class _DuckDBUnit:
+    """One transaction on a connection of its own; rows flow into one statement that runs beside."""
+
+    def __init__(self, loader: DuckDBLoader, job: StreamJob, undo: Undo | None) -> None:
+        self._loader = loader
+        self._job = job
+        self._feed: Feed | None = None
+        self._columns: list[str] = []
+        self._table = quote(loader.config.schema, job.key.table)
+        if job.key_columns and loader.table_exists(job.key.table):
+            loader.make_before_images(job.key.table)
+        self._connection = loader.connection.cursor()
+        self._connection.execute('BEGIN')
+        self.rows_undone = 0
+        if undo is not None:
+            with _explained(loader.config.path):
+                self._undo(undo)
+
+    def write(self, batch: pa.RecordBatch) -> int:
+        if self._feed is None:
+            self._columns = batch.schema.names
+            self._feed = Feed(batch.schema, self._consume)
+        with _explained(self._loader.config.path):
+            self._feed.push(batch)
+        return batch.num_rows
+
+    def commit(self, state: StreamState) -> None:
+        with _explained(self._loader.config.path):
+            if self._feed is not None:
+                self._feed.finish()
+            if self._job.key_columns and self._feed is not None:
+                self._replace(state)
+            reached('commit.before_state')
+            self._loader._streams.save(self._run, self._job.key, state)
+            reached('commit.before')
+            self._connection.execute('COMMIT')
+            reached('commit.after')
+        self._connection.close()
+
+    def rollback(self) -> None:
+        if self._feed is not None:
+            self._feed.cancel()
+        # The transaction dies with its connection, also when the statement before has failed.
+        self._connection.close()
+
+    def _undo(self, undo: Undo) -> None:
+        reached('undo.before')
+        if undo.whole_table:
+            [(self.rows_undone,)] = self._run(f'DELETE FROM {self._table}')
+            return
+        before = self._loader.before_images(self._job.key.table)
+        columns = self._loader._columns(self._job.key.table)
+        if TX_ID not in columns:
+            return
+        counts = [self._run(sql) for sql in undo_statements(self._table, before, columns, undo.runs)]
+        self.rows_undone = counts[0][0][0]
+        reached('undo.after')
+
+    def _consume(self, reader: pa.RecordBatchReader) -> int:
+        if self._job.key_columns:
+            return stage(self._connection, reader)
+        return insert(self._connection, self._table, reader)
+
+    def _replace(self, state: StreamState) -> None:
+        before = self._loader.before_images(self._job.key.table)
+        replace_by_key(self._connection, self._table, self._columns, self._job.key_columns, before)
+        if before is not None:
+            first, kept = state.interval.first, state.window_first_id()
+            replaced = quote(REPLACED_BY)
+            self._run(f'DELETE FROM {before} WHERE {replaced} >= {first} AND {replaced} < {kept}')
+
+    def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self._connection.execute(sql, list(values)).fetchall()
+
+
+def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordBatchReader) -> int:
+    """Rows of a reader into a quoted table, columns by name; their number."""
+    columns = ', '.join(quote(name) for name in reader.schema.names)
+    with _registered(connection, landed(reader)):
+        [(rows,)] = connection.execute(
+            f'INSERT INTO {table} ({columns}) SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
+        ).fetchall()
+    return int(rows)
+
+
+def stage(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> int:
+    """Rows of a reader into a fresh temporary table, in their order; their number."""
+    with _registered(connection, landed(reader)):
+        connection.execute(
+            f'CREATE OR REPLACE TEMP TABLE {_STAGE} AS SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
+        )
+    [(rows,)] = connection.execute(f'SELECT count(*) FROM {_STAGE}').fetchall()
+    return int(rows)
+
+
+def replace_by_key(
+    connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], keys: Sequence[str], before: str | None
+) -> None:
+    """The staged rows take the place of those with the same keys; of several with one key the last counts.
+
+    `before` is where rows that a stream replaces are kept for an undo.
+    """
+    missing = [k for k in keys if k not in columns]
+    if missing:
+        raise SchemaError(f'the key column {missing[0]!r} is not in the rows', hint=f'columns: {", ".join(columns)}')
+    partition = ', '.join(quote(k) for k in keys)
+    newest = f'(SELECT * FROM {_STAGE} QUALIFY row_number() OVER (PARTITION BY {partition} ORDER BY rowid DESC) = 1)'
+    if before is not None:
+        tx = quote(TX_ID)
+        connection.execute(
+            f'INSERT INTO {before} BY NAME SELECT t.*, s.{tx} AS {quote(REPLACED_BY)} FROM {table} t '
+            f'JOIN {newest} s ON {same_keys("t", "s", keys)} WHERE t.{tx} IS DISTINCT FROM s.{tx}'
+        )
+    connection.execute(f'DELETE FROM {table} t USING {_STAGE} s WHERE {same_keys("t", "s", keys)}')
+    listed = ', '.join(quote(c) for c in columns)
+    connection.execute(f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
+    connection.execute(f'DROP TABLE {_STAGE}')
+
+
+def landed(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+    """The reader with columns that DuckDB cannot take from Arrow in a form that it can: decimal256 as text."""
+    wide = [i for i, field in enumerate(reader.schema) if pa.types.is_decimal256(field.type)]
+    coarse = [] if _HAS_NANOSECOND_ZONE else [i for i, f in enumerate(reader.schema) if _is_fine_zoned(f.type)]
+    if not wide and not coarse:
+        return reader
+    schema = reader.schema
+    for i in wide:
+        schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
+    for i in coarse:
+        schema = schema.set(i, pa.field(schema.field(i).name, pa.timestamp('us', schema.field(i).type.tz)))
+    return pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in reader))
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for column, field in zip(batch.columns, schema, strict=True):
+        try:
+            columns.append(column if column.type.equals(field.type) else pc.cast(column, field.type))
+        except pa.ArrowInvalid as error:
+            raise SchemaError(
+                f'column {field.name!r} has nanoseconds, which this DuckDB cannot keep with a time zone',
+                hint='DuckDB 2 can: pip install -U duckdb',
+            ) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _is_fine_zoned(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) and kind.unit == 'ns' and kind.tz is not None
+
+
+_HAS_NANOSECOND_ZONE = int(duckdb.__version__.split('.')[0]) >= 2
+
+
+def _select_list(schema: pa.Schema) -> str:
+    """The columns of a schema as they are selected from Arrow."""
+    return ', '.join(
+        f'{quote(f.name)}::BIGNUM AS {quote(f.name)}' if pa.types.is_decimal256(f.type) else quote(f.name)
+        for f in schema
+    )
+
+
+def _check_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> None:
+    """Refuse a column by name and type before the first row. Raises SchemaError."""
+    names = [name.casefold() for name in schema.names]
+    twice = next((n for n in schema.names if names.count(n.casefold()) > 1), None)
+    if twice is not None:
+        raise SchemaError(f'two columns are named {twice!r} (DuckDB does not tell upper from lower case)')
+    for field in schema:
+        if pa.types.is_decimal256(field.type) and field.type.scale != 0:
+            raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}')
+        try:
+            with _registered(connection, landed(pa.schema([field]).empty_table().to_reader())):
+                connection.execute(f'DESCRIBE SELECT * FROM {_INCOMING}').fetchall()
+        except (duckdb.NotImplementedException, duckdb.InvalidInputException, pa.ArrowNotImplementedError) as error:
+            raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}') from error
+
+
+@contextmanager
+def _registered(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> Iterator[None]:
+    connection.register(_INCOMING, reader)
+    try:
+        yield
+    except BaseException:
+        # In a transaction that has failed even this is refused; the first error is the one to tell.
+        with suppress(duckdb.Error):
+            connection.unregister(_INCOMING)
+        raise
+    connection.unregister(_INCOMING)
+
+
+@contextmanager
+def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    connection.execute('BEGIN')
+    try:
+        yield
+    except BaseException:
+        connection.execute('ROLLBACK')
+        raise
+    connection.execute('COMMIT')
+
+
+@contextmanager
+def _explained(path: str) -> Iterator[None]:
+    """Errors of the driver as sentences. Which one it is, the driver's class says."""
+    try:
+        yield
+    except duckdb.IOException as error:
+        raise DestinationError(_io_sentence(path, str(error)), hint=_io_hint(path, str(error)), path=path) from error
+    except (duckdb.OutOfMemoryException, duckdb.FatalException) as error:
+        raise DestinationError(f'DuckDB gave up on {path}: {error}', path=path) from error
+    except duckdb.Error as error:
+        raise DestinationError(f'DuckDB refused: {str(error).splitlines()[0]}', path=path) from error
+
+
+def _io_sentence(path: str, text: str) -> str:
+    if 'lock' in text:
+        return f'the DuckDB file {path} is open in another process'
+    if 'No space left' in text:
+        return f'the disk of {path} is full'
+    return f'the DuckDB file {path} cannot be opened or written: {text.removeprefix("IO Error: ")}'
+
+
+def _io_hint(path: str, text: str) -> str:
+    if 'lock' in text:
+        return 'one process at a time may write a DuckDB file: close the other one'
+    if 'No space left' in text:
+        return 'nothing of the last unit was kept; free some space and run it again'
+    folder = Path(path).resolve().parent
+    if not folder.exists():
+        return f'the folder {folder} does not exist: make it first'
+    return 'check the path and your permissions'

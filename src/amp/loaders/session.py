@@ -1,0 +1,94 @@
+"""From a query to a destination: what `Query.load` does, once the loader is there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from amp.errors import LoadError
+from amp.loaders.stream import StreamEngine, StreamSettings
+from amp.loaders.types import LoadMode, LoadResult
+from amp.loaders.unit import StreamJob
+from amp.streaming.ledger import StreamKey
+from amp.streaming.types import ResponseBatch
+
+if TYPE_CHECKING:
+    from amp.loaders.base import DataLoader
+    from amp.query import Query
+    from amp.streaming.iterator import StreamingResultIterator
+
+__all__ = ['fingerprint', 'load_query', 'stream_query']
+
+_SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict', 'backoff'}
+
+
+def fingerprint(sql: str) -> str:
+    """What tells one query from another: SHA-256 of its text without surrounding space and final semicolon."""
+    return hashlib.sha256(sql.strip().rstrip(';').strip().encode()).hexdigest()[:32]
+
+
+def load_query(loader: DataLoader[Any], reader: pa.RecordBatchReader, table: str, **options: Any) -> LoadResult:
+    """Run a result into a table as one unit, in constant memory. Raises LoadError, which carries the result."""
+    with loader:
+        result = loader.load_reader(reader, table, **options)
+    if not result.success:
+        raise LoadError(
+            f'loading into {table!r} failed: {result.error}', result=result, table=table, loader=loader.name
+        )
+    return result
+
+
+def stream_query(
+    loader: DataLoader[Any],
+    query: Query,
+    table: str,
+    *,
+    name: str | None = None,
+    mode: LoadMode | str = LoadMode.APPEND,
+    key_columns: tuple[str, ...] = (),
+    settings: StreamSettings | None = None,
+    **options: Any,
+) -> Iterator[LoadResult]:
+    """Follow a query into a table: one result for each commit and each reorg, for ever.
+
+    Options that are settings of the stream (`retention`, `commit_rows`, ...) go there; any other must be the loader's.
+    """
+    chosen = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
+    loader._options(options)
+    job = StreamJob(StreamKey(table, name or table), LoadMode(mode), tuple(key_columns), options)
+    engine = StreamEngine(
+        loader,
+        job,
+        lambda position: _Live(query.responses(resume=position, streaming=True)),
+        replace(settings or StreamSettings(), **chosen),
+        fingerprint(query.sql),
+    )
+    return _closing(loader, engine)
+
+
+def _closing(loader: DataLoader[Any], engine: StreamEngine) -> Iterator[LoadResult]:
+    with loader:
+        yield from engine.run()
+
+
+class _Live:
+    """A connection to the server as the engine wants it: it can always be asked again."""
+
+    repeatable = True
+
+    def __init__(self, batches: StreamingResultIterator) -> None:
+        self._batches = batches
+
+    @property
+    def backlog(self) -> bool:
+        return self._batches.backlog
+
+    def get(self, timeout: float | None = None) -> ResponseBatch | None:
+        return self._batches.get(timeout)
+
+    def close(self) -> None:
+        self._batches.close()

@@ -1,0 +1,478 @@
+"""The engine: it drives a loader through a stream and knows neither the wire nor any destination.
+
+Batches come from a `Source`, the machine says what they mean, a `Unit` makes them durable. Results are handed out only
+after the commit they speak of. When something fails the unit in hand is rolled back; then the source is asked again
+from the committed position, or the stream is opened anew, which reads the truth back from the destination.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import pyarrow as pa
+
+from amp.errors import (
+    AmpError,
+    ConfigError,
+    DestinationError,
+    IncompleteResultError,
+    LoadError,
+    ProtocolError,
+    SourceError,
+    StaleEpochError,
+    redact,
+)
+from amp.loaders.points import reached
+from amp.loaders.stamps import stamp, stamped_schema
+from amp.loaders.types import LoadMode, LoadResult
+from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
+from amp.streaming.backoff import Backoff
+from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
+from amp.streaming.types import BlockRange, ResponseBatch, ResumeWatermark
+
+if TYPE_CHECKING:
+    from amp.loaders.base import DataLoader
+
+__all__ = ['Source', 'StreamEngine', 'StreamSettings', 'follow_responses']
+
+logger = logging.getLogger('amp.stream')
+T = TypeVar('T')
+
+
+class Source(Protocol):
+    """One connection to the server, or any other row of batches."""
+
+    @property
+    def backlog(self) -> bool:
+        """True when the next batch is here already: there is no hurry to commit."""
+
+    @property
+    def repeatable(self) -> bool:
+        """True when it can be asked again from a position; False for batches that come only once."""
+
+    def get(self, timeout: float | None = None) -> ResponseBatch | None:
+        """The next batch; None when `timeout` seconds passed. Raises StopIteration at the end, or what went wrong."""
+
+    def close(self) -> None:
+        """Stop it; harmless when it has ended."""
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a stream runs.
+
+    `retention` is the undo window in blocks. Under backlog a unit commits at the end of the microbatch that reaches
+    `commit_rows`, `commit_bytes` or `commit_seconds`; without backlog, at every one. A unit without rows may wait
+    `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
+    any progress (None: for ever).
+    """
+
+    retention: int = 128
+    strict: bool = True
+    create_table: bool = True
+    resume: bool = True
+    accept_changed_query: bool = False
+    commit_rows: int = 1_000_000
+    commit_bytes: int = 256 * 1024**2
+    commit_seconds: float = 10.0
+    position_seconds: float = 0.0
+    retry_seconds: float | None = None
+    backoff: Backoff = field(default_factory=Backoff)
+
+
+@dataclass
+class _InHand:
+    """The unit that is open, and what it will say of itself."""
+
+    unit: Unit
+    started: float
+    undo: Undo | None
+    rows: int = 0
+    bytes: int = 0
+
+
+class StreamEngine:
+    """Runs one stream into one loader. `connect(position)` opens the source; None position is the beginning."""
+
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        job: StreamJob,
+        connect: Callable[[ResumeWatermark | None], Source],
+        settings: StreamSettings,
+        fingerprint: str | None = None,
+    ) -> None:
+        self._loader = loader
+        self._destination = loader.streaming_destination()
+        self._job = job
+        self._connect = connect
+        self._settings = settings
+        self._fingerprint = fingerprint
+        self._machine: StreamMachine
+        self._fresh = False
+        self._whole_table = False
+        self._must_retake = False
+        self._first_undo: Undo | None = None
+        self._hand: _InHand | None = None
+        self._doubt: tuple[_InHand, tuple[BlockRange, ...], StreamState] | None = None
+        self._ranges: list[BlockRange] = []
+        self._dirty_since = 0.0
+        self._prepared = False
+        self._commits = 0
+
+    def run(self) -> Iterator[LoadResult]:
+        """Results for ever, or until the source ends for good. Raises AmpError when a unit fails for good."""
+        self._start()
+        backoff = self._settings.backoff.start()
+        connected_once = False
+        last_progress = time.monotonic()
+        while True:
+            commits = self._commits
+            try:
+                if self._must_retake:
+                    self._retake()
+                    yield from self._settle_doubt()
+                source = self._connect(self._machine.committed.position or None)
+                connected_once = True
+                if (yield from self._follow(source)):
+                    return
+                failure: AmpError | None = None
+            except (SourceError, DestinationError) as error:
+                if not error.retryable or isinstance(error, StaleEpochError) or not connected_once:
+                    raise
+                failure = error
+            if self._commits != commits:
+                backoff = self._settings.backoff.start()
+                last_progress = time.monotonic()
+            self._give_up(failure, last_progress)
+            self._must_retake |= isinstance(failure, DestinationError)
+            if failure is not None or self._commits == commits:
+                pause = next(backoff)
+                logger.info('waiting %.1f s before asking again: %s', pause, failure or 'nothing new')
+                time.sleep(pause)
+
+    # One connection
+
+    def _follow(self, source: Source) -> Generator[LoadResult, None, bool]:
+        """Commit what one connection gives. True: there is nothing after it."""
+        self._machine.connected()
+        try:
+            while True:
+                try:
+                    response = source.get(self._patience())
+                except StopIteration:
+                    yield from self._at_end(source)
+                    return not source.repeatable
+                if response is None:
+                    yield from self._commit()
+                elif (yield from self._take(response, source)):
+                    return False
+        finally:
+            # Also when the consumer of this iterator stops, or a signal comes: the unit in hand is never left open.
+            self._roll_back()
+            source.close()
+
+    def _take(self, response: ResponseBatch, source: Source) -> Generator[LoadResult, None, bool]:
+        """Do what the machine says of one batch. True: connect again."""
+        self._prepare(response)
+        while True:
+            step = (
+                self._machine.reorg(response.invalidation_ranges)
+                if response.is_reorg
+                else self._machine.receive(response.metadata, response.num_rows)
+            )
+            match step:
+                case Rows() | Completed():
+                    if response.data is not None and response.data.num_rows:
+                        self._write(response.data, step.tx_id, step.batch_id)
+                    if isinstance(step, Completed):
+                        yield from self._completed(step, source)
+                    return False
+                case Rewind(undo, reconnect):
+                    self._begin(undo)
+                    if reconnect or response.is_reorg:
+                        yield from self._commit()
+                        return reconnect
+                case Flush():
+                    yield from self._commit()
+                case Abandon():
+                    self._roll_back()
+                    if self._must_retake:
+                        return True
+                case Reconnect(reason):
+                    logger.warning('asking again from the position: %s', reason)
+                    return True
+                case Idle():
+                    return False
+
+    def _completed(self, step: Completed, source: Source) -> Iterator[LoadResult]:
+        if not self._ranges:
+            self._dirty_since = time.monotonic()
+        self._ranges.extend(step.ranges)
+        if self._is_due(source.backlog):
+            yield from self._commit()
+
+    def _is_due(self, backlog: bool) -> bool:
+        waited = time.monotonic() - self._dirty_since
+        hand = self._hand
+        if hand is None or (hand.rows == 0 and hand.undo is None):
+            return waited >= self._settings.position_seconds and (
+                not backlog or waited >= self._settings.commit_seconds
+            )
+        settings = self._settings
+        full = hand.rows >= settings.commit_rows or hand.bytes >= settings.commit_bytes
+        return not backlog or full or waited >= settings.commit_seconds
+
+    def _patience(self) -> float | None:
+        """How long to wait for a batch: for ever, unless a position waits to be committed."""
+        if not (self._machine.is_dirty and self._machine.at_boundary):
+            return None
+        return max(0.05, self._settings.position_seconds - (time.monotonic() - self._dirty_since))
+
+    def _at_end(self, source: Source) -> Iterator[LoadResult]:
+        if self._machine.at_boundary:
+            if self._machine.is_dirty:
+                yield from self._commit()
+        elif not source.repeatable:
+            unfinished = IncompleteResultError(
+                'the batches ended inside a microbatch; its rows were rolled back',
+                hint='close it with a batch whose metadata says ranges_complete=True',
+                position=self._machine.committed.position.to_dict(),
+            )
+            unfinished.retryable = False
+            raise unfinished
+
+    # One unit
+
+    def _begin(self, undo: Undo | None = None) -> _InHand:
+        if undo is None:
+            undo, self._first_undo = self._first_undo, None
+        reached('unit.begin')
+        unit = self._guarded(
+            lambda: self._destination.begin(self._job, self._machine.committed, self._machine.next_id(), undo)
+        )
+        self._hand = _InHand(unit, time.perf_counter(), undo)
+        reached('unit.begun')
+        return self._hand
+
+    def _write(self, batch: pa.RecordBatch, tx_id: int, batch_id: str) -> None:
+        hand = self._hand or self._begin()
+        reached('unit.before_data')
+        rows = self._guarded(lambda: hand.unit.write(stamp(batch, tx_id, batch_id)))
+        reached('unit.after_data')
+        if rows < batch.num_rows:
+            raise LoadError(
+                f'{self._loader.name} took {rows} of {batch.num_rows} rows of a batch; the unit was rolled back',
+                result=self._result(0, 0.0, success=False, error='short write'),
+                table=self._job.key.table,
+            )
+        hand.rows += rows
+        hand.bytes += batch.nbytes
+
+    def _commit(self) -> Iterator[LoadResult]:
+        hand = self._hand or self._begin()
+        state = self._machine.pending
+        ranges = tuple(self._ranges)
+        self._doubt = (hand, ranges, state)
+        reached('unit.before_commit')
+        self._guarded(lambda: hand.unit.commit(state))
+        reached('unit.committed')
+        self._machine.committed_unit()
+        yield from self._committed(hand, ranges)
+
+    def _committed(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
+        self._ranges, self._hand, self._doubt = [], None, None
+        self._commits += 1
+        self._fresh = False
+        yield from self._results(hand, ranges)
+
+    def _settle_doubt(self) -> Iterator[LoadResult]:
+        """After a commit whose answer was lost, the destination itself has said whether it happened."""
+        doubt, self._doubt = self._doubt, None
+        if doubt is None:
+            return
+        hand, ranges, state = doubt
+        found = self._machine.committed
+        if (found.entries, found.segments) == (state.entries, state.segments):
+            yield from self._committed(hand, ranges)
+
+    def _roll_back(self) -> None:
+        hand, self._hand = self._hand, None
+        self._ranges = []
+        self._machine.rolled_back()
+        if hand is not None:
+            # Where undo is by id, the position was rewound durably before the rows went: only the destination knows.
+            self._must_retake = hand.undo is not None
+            hand.unit.rollback()
+
+    def _guarded(self, act: Callable[[], T]) -> T:
+        """What a driver raises, as a LoadError; what it says of itself decides whether trying again may help."""
+        try:
+            return act()
+        except AmpError:
+            raise
+        except Exception as error:
+            text = redact(f'{type(error).__name__}: {error}')
+            failed = LoadError(
+                f'loading into {self._job.key.table!r} failed: {text}',
+                result=self._result(0, 0.0, success=False, error=text),
+                table=self._job.key.table,
+                loader=self._loader.name,
+            )
+            failed.retryable = self._loader.is_transient(error)
+            raise failed from error
+
+    # The stream as a whole
+
+    def _start(self) -> None:
+        self._loader.check_mode(self._job.mode, self._job.key_columns)
+        self._loader._ensure_connected()
+        known = {info.key: info for info in self._destination.list_streams()}
+        self._refuse_conflicts(known)
+        mine = known.get(self._job.key)
+        has_history = mine is not None and bool(mine.state.entries or mine.state.segments)
+        self._whole_table = self._job.mode is LoadMode.OVERWRITE
+        self._fresh = self._whole_table if not has_history else not self._settings.resume
+        if self._whole_table:
+            self._job = replace(self._job, mode=LoadMode.APPEND)
+        self._retake()
+
+    def _refuse_conflicts(self, known: Mapping[StreamKey, StreamInfo]) -> None:
+        key = self._job.key
+        if self._job.mode is LoadMode.OVERWRITE:
+            others = [k.name for k in known if k.table == key.table and k != key]
+            if others:
+                raise ConfigError(
+                    f'the table {key.table!r} is fed by another stream ({others[0]!r}), so overwriting it is refused',
+                    hint='stream into a table of its own',
+                )
+        mine = known.get(key)
+        stored = mine.claim.fingerprint if mine is not None else None
+        if None in {stored, self._fingerprint} or stored == self._fingerprint or not self._settings.resume:
+            return
+        if not self._settings.accept_changed_query:
+            raise ConfigError(
+                f'the stream {key.name!r} of {key.table!r} was begun with another query',
+                hint='give it another name, or say accept_changed_query=True to go on with the new query from here',
+            )
+
+    def _retake(self) -> None:
+        """Open the stream anew: a new epoch, and the truth of what is committed."""
+        self._loader._ensure_connected()
+        claim = Claim.now(self._fingerprint)
+        state = self._guarded(lambda: self._destination.open_stream(self._job.key, claim))
+        self._must_retake = False
+        if self._fresh:
+            # The first unit takes back all that this stream ever wrote, and the stream begins again.
+            empty = StreamState(state.number, state.epoch)
+            before = IdRun(state.interval.first, state.first_id - 1)
+            self._first_undo = Undo(empty, (before,), state.entries, (), is_reorg=False, whole_table=self._whole_table)
+            state = empty
+        self._machine = StreamMachine(state, retention=self._settings.retention, strict=self._settings.strict)
+        logger.info('stream %s epoch %d from %s', self._job.key.name, state.epoch, state.position.to_json())
+
+    def _prepare(self, response: ResponseBatch) -> None:
+        if self._prepared or response.data is None:
+            return
+        schema = stamped_schema(response.data.schema)
+        self._guarded(lambda: self._loader.prepare_table(schema, self._job.key.table, self._settings.create_table))
+        self._prepared = True
+
+    def _give_up(self, failure: AmpError | None, last_progress: float) -> None:
+        limit = self._settings.retry_seconds
+        if failure is not None and limit is not None and time.monotonic() - last_progress >= limit:
+            raise failure
+
+    # What it says
+
+    def _results(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
+        duration = time.perf_counter() - hand.started
+        undone = getattr(hand.unit, 'rows_undone', None)
+        if hand.undo is not None and hand.undo.is_reorg:
+            result = self._result(0, duration, rows_undone=undone, ranges=())
+            result.is_reorg = True
+            result.invalidation_ranges = list(hand.undo.invalidated)
+            yield result
+        if ranges or hand.undo is None:
+            yield self._result(hand.rows, duration, ranges=ranges)
+
+    def _result(
+        self,
+        rows: int,
+        duration: float,
+        *,
+        success: bool = True,
+        error: str | None = None,
+        ranges: tuple[BlockRange, ...] = (),
+        rows_undone: int | None = None,
+    ) -> LoadResult:
+        state = self._machine.committed
+        metadata: dict[str, Any] = {
+            'operation': 'load_stream',
+            'stream': self._job.key.name,
+            'epoch': state.epoch,
+            'position': state.position.to_dict(),
+            'ranges': [r.to_dict() for r in ranges],
+            'blocks': sum(r.end - r.start + 1 for r in ranges),
+            'guarantee': self._loader.guarantee,
+        }
+        if rows_undone is not None:
+            metadata['rows_undone'] = rows_undone
+        rate = rows / duration if duration > 0 else 0.0
+        return LoadResult(
+            rows, duration, rate, self._job.key.table, self._loader.name, success, error=error, metadata=metadata
+        )
+
+
+class _Given:
+    """Batches that a caller made: they come once, and cannot be asked for again."""
+
+    backlog = False
+    repeatable = False
+
+    def __init__(self, responses: Iterable[ResponseBatch]) -> None:
+        self._responses = iter(responses)
+        self._used = False
+
+    def connect(self, position: ResumeWatermark | None) -> _Given:
+        if self._used:
+            at = position.to_json() if position else 'the beginning'
+            raise ProtocolError(
+                f'the batches do not continue the stream, which stands at {at}',
+                hint='give batches that follow from there, or load from a query: it can be asked again',
+            )
+        self._used = True
+        return self
+
+    def get(self, timeout: float | None = None) -> ResponseBatch | None:
+        del timeout
+        return next(self._responses)
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+def follow_responses(
+    loader: DataLoader[Any],
+    responses: Iterable[ResponseBatch],
+    table_name: str,
+    *,
+    stream_name: str | None = None,
+    mode: LoadMode | str = LoadMode.APPEND,
+    key_columns: Iterable[str] = (),
+    settings: StreamSettings | None = None,
+    **options: Any,
+) -> Iterator[LoadResult]:
+    """Drive a loader through batches that are already there. Ranges need no parent hash here.
+
+    Options that are none of these are settings (`retention=`, `create_table=`, ...); an unknown one is a TypeError.
+    """
+    key = StreamKey(table_name, stream_name or table_name)
+    job = StreamJob(key, LoadMode(mode), tuple(key_columns))
+    chosen = replace(settings or StreamSettings(strict=False), **options)
+    yield from StreamEngine(loader, job, _Given(responses).connect, chosen).run()
