@@ -49,16 +49,24 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
     URL_PATH_KEY: ClassVar[str | None] = 'path'
 
     _connection: duckdb.DuckDBPyConnection | None = None
+    _own: duckdb.DuckDBPyConnection | None = None
 
     def _get_required_config_fields(self) -> list[str]:
         return ['path']
 
     @property
     def connection(self) -> duckdb.DuckDBPyConnection:
-        """The open connection. Raises DestinationError when there is none."""
+        """A connection for the caller's own queries. Raises DestinationError when the file is not open."""
         if self._connection is None:
             raise DestinationError('the DuckDB file is not open', hint='call connect() or use `with loader:`')
         return self._connection
+
+    @property
+    def own(self) -> duckdb.DuckDBPyConnection:
+        """The loader's connection: a result that a caller left unfetched must not stand in its way."""
+        if self._own is None:
+            self._own = self.connection.cursor()
+        return self._own
 
     def connect(self) -> None:
         """Open the file, making it and its schema when they are not there. Raises DestinationError."""
@@ -69,20 +77,21 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
 
     def disconnect(self) -> None:
         """Close the file."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        for connection in (self._own, self._connection):
+            if connection is not None:
+                connection.close()
+        self._own = self._connection = None
         self._is_connected = False
 
     # Plain loads
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        with _explained(self.config.path), _transaction(self.connection):
+        with _explained(self.config.path), _transaction(self.own):
             yield
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
-        self._create(self.connection, schema, self._quoted(table_name))
+        self._create(self.own, schema, self._quoted(table_name))
 
     def _create(self, connection: duckdb.DuckDBPyConnection, schema: pa.Schema, quoted: str) -> None:
         _check_types(connection, schema)
@@ -92,7 +101,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             )
 
     def _clear_table(self, table_name: str) -> None:
-        self.connection.execute(f'DELETE FROM {self._quoted(table_name)}')
+        self.own.execute(f'DELETE FROM {self._quoted(table_name)}')
 
     def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
         reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
@@ -101,9 +110,9 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
         keys = kwargs.get('key_columns') or ()
         if not keys:
-            return insert(self.connection, self._quoted(table_name), reader)
-        rows = stage(self.connection, reader)
-        replace_by_key(self.connection, self._quoted(table_name), reader.schema.names, keys, before=None)
+            return insert(self.own, self._quoted(table_name), reader)
+        rows = stage(self.own, reader)
+        replace_by_key(self.own, self._quoted(table_name), reader.schema.names, keys, before=None)
         return rows
 
     # Looking
@@ -130,7 +139,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         if not columns:
             raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
         listed = ', '.join(quote(c) for c in columns)
-        cursor = self.connection.cursor()
+        cursor = self.own.cursor()
         return cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
 
     def _columns(self, table_name: str) -> list[str]:
@@ -180,7 +189,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         return quote(self.config.schema, table_name)
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self.connection.execute(sql, list(values)).fetchall()
+        return self.own.execute(sql, list(values)).fetchall()
 
 
 class _DuckDBUnit:
@@ -194,7 +203,7 @@ class _DuckDBUnit:
         self._table = quote(loader.config.schema, job.key.table)
         if job.key_columns and loader.table_exists(job.key.table):
             loader.make_before_images(job.key.table)
-        self._connection = loader.connection.cursor()
+        self._connection = loader.own.cursor()
         self._connection.execute('BEGIN')
         self.rows_undone = 0
         if undo is not None:

@@ -1,0 +1,63 @@
+# Every target sets up what it needs: a bare Python 3.11+ and make are enough.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+WORKERS ?= auto
+PYTEST := $(PY) -m pytest
+
+.venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
+	@scripts/bootstrap
+
+.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench build pins clean
+help:  ## what can be made
+	@grep -hE '^[a-z][a-z%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
+
+setup: .venv/.ready  ## the environment in .venv
+
+demo: .venv/.ready  ## a chain with a reorg, streamed into demo.duckdb
+	@.venv/bin/amp demo
+
+test: .venv/.ready  ## what CI runs: everything but the full matrices
+	$(PYTEST) -n $(WORKERS) -m "not slow and not performance"
+
+test-unit: .venv/.ready  ## pure logic, seconds
+	$(PYTEST) -n $(WORKERS) -m unit
+
+test-integration: .venv/.ready  ## real servers, started by the tests
+	$(PYTEST) -n $(WORKERS) -m "integration and not slow"
+
+test-all: .venv/.ready  ## the full matrices too, with coverage
+	$(PYTEST) -n $(WORKERS) -m "not performance" --cov --cov-report=term-missing:skip-covered
+
+test-chaos: .venv/.ready  ## processes killed with -9, in full
+	$(PYTEST) -n $(WORKERS) -m chaos
+
+test-performance: bench
+
+test-%: .venv/.ready  ## one destination: test-duckdb, test-postgresql, ...
+	$(PYTEST) -n $(WORKERS) -m "$* and not slow"
+
+check: lint types test  ## lint, types and tests
+
+lint: .venv/.ready  ## ruff
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+format: .venv/.ready  ## ruff, changing files
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+types: .venv/.ready  ## mypy, strict
+	.venv/bin/mypy
+
+bench: .venv/.ready  ## every benchmark against its bare path
+	$(PY) -m benchmarks
+
+build: .venv/.ready  ## wheels and source archives of both distributions in dist/
+	@if command -v uv >/dev/null 2>&1; then uv build --all-packages; else $(PY) -m uv build --all-packages; fi
+
+pins: .venv/.ready  ## write requirements/dev.txt anew from pyproject.toml
+	@uv pip compile -q --universal --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
+	  --no-emit-package amp-python --no-emit-package amplify-db-utils --group dev pyproject.toml -o requirements/dev.txt
+
+clean:  ## everything that was made
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,41 @@
+"""Session fixtures: where each destination is, for every test that wants one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+
+@pytest.fixture(scope='session')
+def amp_test_data() -> Path | None:
+    """The folder of real Amp-written Parquet, where it is at hand."""
+    folder = Path(os.environ.get('AMP_TEST_DATA', Path(__file__).parents[2] / 'shared' / 'data'))
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope='session')
+def duckdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {'path': str(tmp_path_factory.mktemp('duckdb') / 'test.duckdb')}
+
+
+@pytest.fixture(scope='session')
+def postgresql_test_config():
+    from tests.support.postgres import postgresql_config
+
+    with postgresql_config() as config:
+        yield config
+
+
+@pytest.fixture
+def small_test_table() -> pa.Table:
+    return pa.table(
+        {
+            'id': pa.array(range(100), pa.int64()),
+            'name': [f'name {i}' for i in range(100)],
+            'value': pa.array([i * 0.5 for i in range(100)], pa.float64()),
+            'flag': [i % 2 == 0 for i in range(100)],
+        }
+    )
