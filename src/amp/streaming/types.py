@@ -174,12 +174,17 @@ class ResponseBatch:
 
 @dataclass(frozen=True, slots=True)
 class ResumeWatermark:
-    """The position of a stream: the ranges (one a network) of its last committed microbatch."""
+    """The position of a stream: the ranges (one a network) of its last committed microbatch.
+
+    `gaps` are holes in what is committed, where they were asked for; the header form does not carry them.
+    """
 
     ranges: tuple[BlockRange, ...] = ()
+    gaps: tuple[BlockRange, ...] = ()
 
-    def __init__(self, ranges: Iterable[BlockRange] = ()) -> None:
+    def __init__(self, ranges: Iterable[BlockRange] = (), gaps: Iterable[BlockRange] = ()) -> None:
         object.__setattr__(self, 'ranges', tuple(ranges))
+        object.__setattr__(self, 'gaps', tuple(gaps))
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
