@@ -34,6 +34,8 @@ __all__ = [
 
 _T = TypeVar('_T')
 
+_DOCUMENT: Key = (0,)
+
 # Opens the map of one kind under a path of names: (table, stream) or (table, stream, network).
 OpenMap = Callable[[tuple[str, ...], str], OrderedMap]
 
@@ -103,6 +105,10 @@ class StreamStateStore(ABC):
     def save_document(self, key: tuple[str, str], text: str) -> None:
         """Keep one text for a (table, stream), in place of the one before."""
 
+    @abstractmethod
+    def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
+        """Save `text` if what is there is still `expected` (None: nothing), in one step across processes."""
+
     def close(self) -> None:  # noqa: B027  most stores hold nothing open
         """Let go of what the store holds open."""
 
@@ -116,7 +122,7 @@ class OrderedStateStore(StreamStateStore):
 
     def is_processed(
         self,
-        connection: str,  # noqa: ARG002
+        connection: str,
         table: str,
         batch_ids: Sequence[BatchIdentifier],
         stream: str | None = None,
@@ -131,7 +137,7 @@ class OrderedStateStore(StreamStateStore):
 
     def mark_processed(
         self,
-        connection: str,  # noqa: ARG002
+        connection: str,
         table: str,
         batch_ids: Sequence[BatchIdentifier],
         stream: str | None = None,
@@ -156,14 +162,13 @@ class OrderedStateStore(StreamStateStore):
 
     def get_resume_position(
         self,
-        connection: str,  # noqa: ARG002
+        connection: str,
         table: str,
         detect_gaps: bool = False,
         stream: str | None = None,
         start_block: int = 0,
     ) -> ResumeWatermark | None:
         """See StreamStateStore."""
-
         start_block = _clamped(start_block)
 
         def read(open_map: OpenMap) -> ResumeWatermark | None:
@@ -179,7 +184,7 @@ class OrderedStateStore(StreamStateStore):
 
     def invalidate_from_block(
         self,
-        connection: str,  # noqa: ARG002
+        connection: str,
         table: str,
         network: str,
         from_block: int,
@@ -194,7 +199,7 @@ class OrderedStateStore(StreamStateStore):
 
     def cleanup_before_block(
         self,
-        connection: str,  # noqa: ARG002
+        connection: str,
         table: str,
         network: str,
         before_block: int,
@@ -228,8 +233,17 @@ class OrderedStateStore(StreamStateStore):
         """See StreamStateStore."""
         self._run(lambda open_map: open_map(key, 'document').put(_DOCUMENT, (text,)), write=True)
 
+    def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
+        """See StreamStateStore."""
 
-_DOCUMENT: Key = (0,)
+        def replace(open_map: OpenMap) -> bool:
+            documents = open_map(key, 'document')
+            if documents.get(_DOCUMENT) != (None if expected is None else (expected,)):
+                return False
+            documents.put(_DOCUMENT, (text,))
+            return True
+
+        return self._run(replace, write=True)
 
 
 class InMemoryStreamStateStore(OrderedStateStore):
@@ -239,18 +253,21 @@ class InMemoryStreamStateStore(OrderedStateStore):
         self._lock = threading.Lock()
         self._maps: dict[tuple[tuple[str, ...], str], _SortedMap] = {}
 
-    def _run(self, action: Callable[[OpenMap], _T], *, write: bool) -> _T:  # noqa: ARG002
+    def _run(self, action: Callable[[OpenMap], _T], *, write: bool) -> _T:
         with self._lock:
             return action(self._open)
 
     def _open(self, path: tuple[str, ...], kind: str) -> OrderedMap:
-        return self._maps.setdefault((tuple(path), kind), _SortedMap())
+        found = self._maps.get((path, kind))
+        if found is None:
+            found = self._maps[path, kind] = _SortedMap()
+        return found
 
 
 class NullStreamStateStore(StreamStateStore):
     """A store that remembers nothing."""
 
-    def is_processed(self, *args: object, **kwargs: object) -> bool:  # noqa: ARG002
+    def is_processed(self, *args: object, **kwargs: object) -> bool:
         """Always False."""
         return False
 
@@ -260,19 +277,23 @@ class NullStreamStateStore(StreamStateStore):
     def get_resume_position(self, *args: object, **kwargs: object) -> None:
         """Always None."""
 
-    def invalidate_from_block(self, *args: object, **kwargs: object) -> list[BatchIdentifier]:  # noqa: ARG002
+    def invalidate_from_block(self, *args: object, **kwargs: object) -> list[BatchIdentifier]:
         """Always empty."""
         return []
 
     def cleanup_before_block(self, *args: object, **kwargs: object) -> None:
         """Nothing."""
 
-    def load_document(self, key: tuple[str, str]) -> str | None:  # noqa: ARG002
+    def load_document(self, key: tuple[str, str]) -> str | None:
         """Always None."""
         return None
 
     def save_document(self, key: tuple[str, str], text: str) -> None:
         """Nothing."""
+
+    def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
+        """Always True: there is nothing that another could have changed."""
+        return True
 
 
 class _SortedMap:
