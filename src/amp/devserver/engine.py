@@ -1,0 +1,181 @@
+"""SQL over the stored chains, by DataFusion: planning against empty tables, running against chosen rows of a snapshot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions
+from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider, Table
+
+from amp.devserver import incremental
+from amp.devserver.chain import Chain
+from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
+from amp.errors import QueryError
+
+__all__ = ['Engine', 'Query', 'TableName']
+
+TableName = tuple[str, str]
+"""A dataset and one of its tables."""
+
+RowsOf = Callable[[TableName], Sequence[pa.RecordBatch]]
+
+_CATALOG = 'amp'
+_STORE = '_rows'
+_REFERENCE = re.compile(r'(?:[a-z0-9_]+/)?(?P<name>[a-z_][a-z0-9_]*)(?:@[^@]+)?')
+_NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
+_READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
+
+_PLAN_ERROR = 'failed to plan SQL query'
+_SCHEMA_ERROR = 'failed to infer SQL output schema'
+
+
+def _no_rows(_: TableName) -> Sequence[pa.RecordBatch]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A statement that has been planned: its output and the tables it reads."""
+
+    statement: Statement
+    schema: pa.Schema
+    tables: tuple[TableName, ...]
+    ordered: bool
+    """True when rows leave the plan in the order of the tables' rows; a UNION does not keep it."""
+
+
+class Engine:
+    """Plans and runs statements over datasets; holds no rows itself, and may be shared between threads."""
+
+    def __init__(self, datasets: Mapping[str, Chain]) -> None:
+        self.datasets = dict(datasets)
+
+    def prepare(self, statement: Statement) -> Query:
+        """Plan the statement against empty tables. Raises QueryError with the server's code and text."""
+        frame = self._frame(statement, self._all_tables())
+        plan = frame.logical_plan()
+        tables = self._tables(plan)
+        schema = frame.schema()
+        incremental.check_names(plan, schema.names)
+        return Query(statement, schema, tables, not incremental.has_union(plan))
+
+    def check_incremental(self, query: Query) -> None:
+        """Raises QueryError when the statement cannot be a stream."""
+        incremental.check_incremental(self._frame(query.statement, query.tables).logical_plan())
+
+    def run(self, query: Query, rows_of: RowsOf, *, sort: bool = False) -> Iterator[pa.RecordBatch]:
+        """The result over the rows that `rows_of` gives for each table, batch by batch, without empty batches.
+
+        `sort` orders them by the output column `_block_num`. Raises QueryError when the execution fails.
+        """
+        frame = self._frame(query.statement, query.tables, rows_of)
+        try:
+            if sort:
+                frame = frame.sort('_block_num')
+            for result in frame.execute_stream():
+                batch = result.to_pyarrow()
+                if batch.num_rows:
+                    yield pa.RecordBatch.from_arrays(batch.columns, schema=query.schema)
+        except (ValueError, RuntimeError, pa.ArrowException) as error:
+            raise _execution_error(error) from error
+
+    def _all_tables(self) -> list[TableName]:
+        return [(dataset, table) for dataset, chain in self.datasets.items() for table in chain.schemas]
+
+    def _frame(self, statement: Statement, names: Iterable[TableName], rows_of: RowsOf = _no_rows) -> DataFrame:
+        context = self._context(names, rows_of)
+        options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+        try:
+            return context.sql_with_options(statement.text, options)
+        except (ValueError, RuntimeError) as error:
+            raise self._planning_error(str(error)) from error
+
+    def _context(self, names: Iterable[TableName], rows_of: RowsOf) -> SessionContext:
+        # One partition: rows then leave a plan without UNION in the order of the table's rows.
+        config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
+        context = SessionContext(config)
+        store = Schema.memory_schema(context)
+        catalog = Catalog.memory_catalog(context)
+        catalog.register_schema('public', store)
+        context.register_catalog_provider(_STORE, catalog)
+
+        # Made before planning: DataFusion's runtime cannot make a table while it is asking for one.
+        tables: dict[TableName, Table] = {}
+        for dataset, table in names:
+            schema = self.datasets[dataset].schemas[table]
+            batches = list(rows_of((dataset, table))) or [pa.RecordBatch.from_pylist([], schema=schema)]
+            key = f'{dataset}.{table}'
+            context.register_record_batches(f'{_STORE}.public."{key}"', [batches])
+            tables[dataset, table] = store.table(key)
+        context.register_catalog_provider(_CATALOG, _Datasets(tables))
+        return context
+
+    def _tables(self, plan: object) -> tuple[TableName, ...]:
+        found: dict[TableName, None] = {}
+        for catalog, schema, table in incremental.scanned_tables(plan):  # type: ignore[arg-type]
+            if catalog is not None:
+                text = f'Catalog-qualified table references are not supported: {catalog}.{schema}.{table}'
+                raise invalid_argument(caused_by('Failed to resolve table references from SQL', text))
+            dataset = _dataset_name(schema or '')
+            if dataset in self.datasets:
+                found[dataset, table] = None
+        return tuple(found)
+
+    def _planning_error(self, text: str) -> QueryError:
+        if 'ParserError' in text:
+            message = re.sub(r'^SQL error: (\w+)\("?(.*?)"?\)$', r'sql parser error: \2', text, flags=re.DOTALL)
+            return invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', message))
+        if _READ_ONLY.search(text):
+            return invalid_argument(caused_by(_SCHEMA_ERROR, 'query plan violates read-only constraints', text))
+        return internal(caused_by(_SCHEMA_ERROR, _NO_TABLE.sub(self._unknown_table, text)))
+
+    def _unknown_table(self, match: re.Match[str]) -> str:
+        _, _, reference = match['reference'].partition('.')
+        dataset, _, table = reference.rpartition('.')
+        if _dataset_name(dataset) in self.datasets:
+            return f'Table {table} not found in dataset {dataset}'
+        return f'Dataset not found: {dataset}'
+
+
+def _dataset_name(reference: str) -> str | None:
+    """The dataset of `[namespace/]name[@revision]`: the local Amp has one revision of each, under any namespace."""
+    match = _REFERENCE.fullmatch(reference)
+    return match['name'] if match else None
+
+
+def _execution_error(error: Exception) -> QueryError:
+    code = 'RESOURCE_EXHAUSTED' if 'Resources exhausted' in str(error) else 'INTERNAL'
+    return QueryError(caused_by('query execution error', str(error)), code=code)
+
+
+class _Datasets(CatalogProvider):
+    """Finds a dataset under every reference that names it."""
+
+    def __init__(self, tables: Mapping[TableName, Table]) -> None:
+        self._datasets: dict[str, dict[str, Table]] = {}
+        for (dataset, name), table in tables.items():
+            self._datasets.setdefault(dataset, {})[name] = table
+
+    def schema_names(self) -> set[str]:
+        return set(self._datasets)
+
+    def schema(self, name: str) -> SchemaProvider | None:
+        tables = self._datasets.get(_dataset_name(name) or '')
+        return _Tables(tables) if tables is not None else None
+
+
+class _Tables(SchemaProvider):
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self._tables = tables
+
+    def table_names(self) -> set[str]:
+        return set(self._tables)
+
+    def table(self, name: str) -> Table | None:
+        return self._tables.get(name)
+
+    def table_exist(self, name: str) -> bool:
+        return name in self._tables

@@ -1,0 +1,106 @@
+"""The text of a query before DataFusion sees it: one statement, its `SETTINGS`, and what the server says otherwise.
+
+Only tokens are looked at; what a statement means is DataFusion's business.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from amp.errors import QueryError
+
+__all__ = ['Statement', 'caused_by', 'internal', 'invalid_argument', 'parse_statement']
+
+_TOKEN = re.compile(
+    r"""
+    (?P<skip>\s+|--[^\n]*|/\*.*?\*/)
+    |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    |(?P<word>\w+)
+    |(?P<mark>.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BOOLEANS = {'true': True, 'false': False}
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One SQL statement without its SETTINGS; `stream` is what they said."""
+
+    text: str
+    stream: bool = False
+
+
+def caused_by(error: str, *causes: str) -> str:
+    """The server's way of telling a chain of errors."""
+    return f'{error} | Caused by: {" -> ".join(causes)}' if causes else error
+
+
+def invalid_argument(text: str) -> QueryError:
+    """The error of a query that is the user's fault, as far as the server can tell."""
+    return QueryError(text, code='INVALID_ARGUMENT')
+
+
+def internal(text: str) -> QueryError:
+    """The error of anything else; the server counts unknown tables and columns among them."""
+    return QueryError(text, code='INTERNAL')
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    text: str
+    start: int
+    end: int
+
+    @property
+    def word(self) -> str:
+        return self.text.lower()
+
+
+def _tokens(sql: str) -> list[_Token]:
+    found = _TOKEN.finditer(sql)
+    return [_Token(m.group(), m.start(), m.end()) for m in found if m.lastgroup is not None and not m.group('skip')]
+
+
+def parse_statement(sql: str) -> Statement:
+    """The only statement of `sql`. Raises QueryError (INVALID_ARGUMENT) for none, for several, and for bad SETTINGS."""
+    if not sql.strip():
+        raise invalid_argument('invalid query: the SQL query is empty')
+    tokens = _tokens(sql)
+    statements: list[list[_Token]] = [[]]
+    for token in tokens:
+        if token.text == ';':
+            statements.append([])
+        else:
+            statements[-1].append(token)
+    found = [statement for statement in statements if statement]
+    if not found:
+        raise invalid_argument(caused_by('SQL parse error', 'No SQL statement found'))
+    if len(found) > 1:
+        raise invalid_argument(caused_by('SQL parse error', f'Expected a single SQL statement, found {len(found)}'))
+    return _without_settings(sql, found[0])
+
+
+def _without_settings(sql: str, tokens: list[_Token]) -> Statement:
+    """Cut the trailing `SETTINGS key = value, ...` off, if there is one."""
+    text = sql[tokens[0].start : tokens[-1].end]
+    for at in range(len(tokens) - 3, 0, -1):
+        if tokens[at].word != 'settings' or tokens[at + 2].text != '=':
+            continue
+        settings = _settings(tokens[at + 1 :])
+        if settings is None:
+            break
+        return Statement(sql[tokens[0].start : tokens[at].start].rstrip(), settings.get('stream') is True)
+    return Statement(text)
+
+
+def _settings(tokens: list[_Token]) -> dict[str, object] | None:
+    """Keys (lower case) and values; None when the tokens are not a list of settings."""
+    settings: dict[str, object] = {}
+    for at in range(0, len(tokens), 4):
+        part = tokens[at : at + 4]
+        if len(part) < 3 or part[1].text != '=' or (len(part) == 4 and part[3].text != ','):
+            return None
+        settings[part[0].word] = _BOOLEANS.get(part[2].word, part[2].text)
+    return settings if len(tokens) % 4 == 3 else None
