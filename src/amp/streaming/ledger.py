@@ -171,7 +171,8 @@ class StreamState:
 
     def contains(self, batch: BatchIdentifier) -> bool:
         """True when the microbatch is committed and not undone: its blocks are covered, and an end that is known
-        has its hash."""
+        has its hash.
+        """
         known = [r for e in self.entries for r in e.ranges] + list(self.segments)
         for r in known:
             if r.network == batch.network and r.end == batch.end_block:
@@ -203,8 +204,11 @@ class StreamState:
                     hint='a newer amp wrote it: upgrade this one',
                 )
             entries = tuple(Entry(a, b, tuple(map(_unpacked, ranges))) for a, b, ranges in stored['entries'])
+            interval = stream_interval(number)
+            if not all(interval.first <= e.first_id <= e.last_id <= interval.last for e in entries):
+                raise IntegrityError(f'the stored state of stream {number} names rows of another stream: {text[:120]}')
             return cls(number, epoch, entries, tuple(map(_unpacked, stored['segments'])), dict(stored['origins']))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f'the stored state of stream {number} does not parse: {text[:120]}') from error
 
 
@@ -228,7 +232,8 @@ def _bounded(entries: tuple[Entry, ...]) -> tuple[Entry, ...]:
     paired: list[Entry] = []
     for entry in oldest:
         pair = paired[-1].pair_with(entry) if paired else None
-        if pair is not None and len(paired) > 0 and _width(paired[-1]) <= _width(entry):
+        # Twice the width: entries that never pair would each have to be half as wide as the one before.
+        if pair is not None and _width(paired[-1]) <= 2 * _width(entry):
             paired[-1] = pair
         else:
             paired.append(entry)
