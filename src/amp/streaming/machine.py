@@ -26,7 +26,8 @@ from amp.streaming.types import BatchIdentifier, BatchMetadata, BlockRange
 
 __all__ = ['Abandon', 'Completed', 'Flush', 'Idle', 'Reconnect', 'Rewind', 'Rows', 'Step', 'StreamMachine']
 
-# How often in a row the source may answer beside the position before that is taken for its final word.
+# How often the source may answer beside the position, with no microbatch closed in between, before that is taken for
+# its final word.
 _MOST_BESIDE = 3
 
 
@@ -91,7 +92,7 @@ class StreamMachine:
     """Decides for one stream in one epoch.
 
     `retention` is in blocks. `strict` holds ranges to the server's rules; without it ranges made by hand may leave
-    hashes out. Errors: ProtocolError for a broken rule, ReorgTooDeepError when final history would have to go.
+    hashes out, and cannot be asked for again. Errors: ProtocolError for a broken rule, ReorgTooDeepError when final history would have to go.
     """
 
     def __init__(self, state: StreamState, *, retention: int = 128, strict: bool = True) -> None:
@@ -156,6 +157,8 @@ class StreamMachine:
     def reorg(self, ranges: Sequence[BlockRange]) -> Step:
         """What to do with the news, not the sight, of a reorg."""
         if self._open is not None:
+            if not self._strict and not _reaches(ranges, self._open.ranges):
+                raise self._unfinished(self._open.ranges)
             self.rolled_back()
             return Abandon()
         if self.is_dirty:
@@ -171,6 +174,8 @@ class StreamMachine:
     def _open_microbatch(self, ranges: tuple[BlockRange, ...]) -> Step | None:
         """None when the microbatch is open now."""
         if self._open is not None:
+            if not self._strict:
+                raise self._unfinished(self._open.ranges)
             self.rolled_back()
             return Abandon()
         if self._strict:
@@ -181,7 +186,6 @@ class StreamMachine:
             self._previous = ranges
             self._open = _Open(ranges, self.next_id(), batch_id(ranges))
             self._counter += 1
-            self._beside = 0
         return step
 
     def _admit(self, ranges: tuple[BlockRange, ...]) -> Step | None:
@@ -208,6 +212,7 @@ class StreamMachine:
             return Rows(opened.tx_id, opened.batch_id)
         self.pending = self.pending.append(opened.tx_id, opened.ranges).prune(self._retention)
         self._open = None
+        self._beside = 0
         return Completed(opened.tx_id, opened.batch_id, opened.ranges)
 
     def _too_deep(self, ranges: Sequence[BlockRange], below: BlockRange) -> ReorgTooDeepError:
@@ -229,6 +234,19 @@ class StreamMachine:
             rule='Gap',
             ranges=tuple(ranges),
         )
+
+    def _unfinished(self, ranges: Sequence[BlockRange]) -> ProtocolError:
+        # What a caller made cannot be asked for again, so abandoning these rows would lose them.
+        return ProtocolError(
+            f'the microbatch of {ranges[0]} was not closed before the next batch came; its rows were rolled back',
+            hint='close it with a batch whose metadata says ranges_complete=True',
+            rule='UnfinishedMicrobatch',
+            ranges=tuple(ranges),
+        )
+
+
+def _reaches(news: Sequence[BlockRange], ranges: Sequence[BlockRange]) -> bool:
+    return all(any(n.network == r.network and r.end >= n.start for n in news) for r in ranges)
 
 
 def batch_id(ranges: Sequence[BlockRange]) -> str:
