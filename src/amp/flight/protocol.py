@@ -18,8 +18,10 @@ __all__ = [
     'AUTHORIZATION_HEADER',
     'DEFAULT_PORT',
     'RESUME_HEADER',
+    'SCHEMES',
     'STREAM_HEADER',
     'Endpoint',
+    'Headers',
     'authorization_headers',
     'decode_statement_query',
     'encode_statement_query',
@@ -27,15 +29,15 @@ __all__ = [
     'query_headers',
 ]
 
-Headers = list[tuple[bytes, bytes]]
+Headers = list[tuple[str, str]]
 
 STATEMENT_QUERY_TYPE = 'type.googleapis.com/arrow.flight.protocol.sql.CommandStatementQuery'
-STREAM_HEADER = b'amp-stream'
-RESUME_HEADER = b'amp-resume'
-AUTHORIZATION_HEADER = b'authorization'
+STREAM_HEADER = 'amp-stream'
+RESUME_HEADER = 'amp-resume'
+AUTHORIZATION_HEADER = 'authorization'
 DEFAULT_PORT = 1602
 
-_SCHEMES = {'grpc': False, 'grpc+tcp': False, 'grpc+tls': True}
+SCHEMES = {'grpc': False, 'grpc+tcp': False, 'grpc+tls': True}
 _MEANT = {'http': 'grpc', 'https': 'grpc+tls', 'grpcs': 'grpc+tls', 'tls': 'grpc+tls', 'tcp': 'grpc', 'amp': 'grpc'}
 
 # Wire types of protobuf: the low three bits of a field's key.
@@ -121,7 +123,7 @@ def authorization_headers(token: str | None) -> Headers:
         return []
     if not (token.isascii() and token.isprintable()) or token != token.strip():
         raise ConfigError('the auth token holds a character that no header can carry', hint='check for a line break')
-    return [(AUTHORIZATION_HEADER, f'Bearer {token}'.encode())]
+    return [(AUTHORIZATION_HEADER, f'Bearer {token}')]
 
 
 def query_headers(
@@ -134,12 +136,12 @@ def query_headers(
     """
     headers = authorization_headers(token)
     if streaming is not None:
-        headers.append((STREAM_HEADER, b'true' if streaming else b'false'))
+        headers.append((STREAM_HEADER, 'true' if streaming else 'false'))
     if resume:
         if any(block_range.hash is None for block_range in resume.ranges):
             ranges = ', '.join(map(str, resume.ranges))
             raise ProtocolError(f'a position without block hashes cannot be resumed from: {ranges}')
-        headers.append((RESUME_HEADER, resume.to_json().encode()))
+        headers.append((RESUME_HEADER, resume.to_json()))
     return headers
 
 
@@ -177,7 +179,7 @@ def parse_endpoint(url: str) -> Endpoint:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigError(f'{redact(url)!r} is not a URL: {error}', hint=_example()) from error
-    if parts.scheme not in _SCHEMES:
+    if parts.scheme not in SCHEMES:
         raise ConfigError(
             f'{redact(url)!r} has the scheme {parts.scheme!r}, which is not one of an Amp server',
             hint=_scheme_hint(parts, host, port),
@@ -190,7 +192,7 @@ def parse_endpoint(url: str) -> Endpoint:
         raise ConfigError(f'{redact(url)!r} has something after the port', hint='an Amp URL is scheme, host and port')
     if port == 0:
         raise ConfigError(f'{redact(url)!r} names port 0', hint=f'leave it out for {DEFAULT_PORT}')
-    return Endpoint(host, port if port is not None else DEFAULT_PORT, _SCHEMES[parts.scheme])
+    return Endpoint(host, port if port is not None else DEFAULT_PORT, SCHEMES[parts.scheme])
 
 
 def _example(host: str = '') -> str:
@@ -205,5 +207,5 @@ def _scheme_hint(parts: SplitResult, host: str | None, port: int | None) -> str:
     meant = _MEANT.get(parts.scheme) or (guesses[0] if guesses else None)
     if meant is None or not host:
         return 'an Amp URL begins with grpc:// or, with TLS, grpc+tls://'
-    endpoint = Endpoint(host, port or DEFAULT_PORT, _SCHEMES[meant])
+    endpoint = Endpoint(host, port or DEFAULT_PORT, SCHEMES[meant])
     return f'did you mean {endpoint} ?'
