@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +48,7 @@ class Segment:
     offsets: Mapping[str, npt.NDArray[np.int64]]
 
     def __init__(self, blocks: Sequence[Block], tables: Mapping[str, pa.RecordBatch]) -> None:
-        for earlier, later in zip(blocks, blocks[1:], strict=False):
+        for earlier, later in pairwise(blocks):
             if later.number != earlier.number + 1 or later.parent_hash != earlier.hash:
                 raise ValueError(f'block {later.number} {later.hash} does not follow {earlier.number} {earlier.hash}')
         object.__setattr__(self, 'blocks', tuple(blocks))
@@ -85,8 +86,8 @@ class Segment:
         return self.tables[table].slice(start, end - start)
 
     def merged_with(self, later: Segment) -> Segment:
-        """This segment and the one that follows it, in one."""
-        tables = {name: pa.concat_batches([batch, later.tables[name]]) for name, batch in self.tables.items()}
+        """One segment of these blocks and those that follow."""
+        tables = {name: _concat(batch, later.tables[name]) for name, batch in self.tables.items()}
         return Segment(self.blocks + later.blocks, tables)
 
 
@@ -245,6 +246,11 @@ class Chain:
     def _publish(self) -> None:
         self._snapshot = Snapshot(tuple(self._pieces), self._known, self._snapshot.version + 1)
         self._changed.notify_all()
+
+
+def _concat(*batches: pa.RecordBatch) -> pa.RecordBatch:
+    joined: pa.RecordBatch = pa.concat_batches(batches)  # type: ignore[attr-defined]  # the stubs lack it
+    return joined
 
 
 def _pieces_of(branch: Iterator[tuple[Segment, int]]) -> Iterator[_Piece]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions
 from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider, Table
+from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
 from amp.devserver.chain import Chain
@@ -79,7 +80,7 @@ class Engine:
                 batch = result.to_pyarrow()
                 if batch.num_rows:
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=query.schema)
-        except (ValueError, RuntimeError, pa.ArrowException) as error:
+        except Exception as error:  # DataFusion raises nothing more exact while it executes
             raise _execution_error(error) from error
 
     def _all_tables(self) -> list[TableName]:
@@ -113,9 +114,9 @@ class Engine:
         context.register_catalog_provider(_CATALOG, _Datasets(tables))
         return context
 
-    def _tables(self, plan: object) -> tuple[TableName, ...]:
+    def _tables(self, plan: LogicalPlan) -> tuple[TableName, ...]:
         found: dict[TableName, None] = {}
-        for catalog, schema, table in incremental.scanned_tables(plan):  # type: ignore[arg-type]
+        for catalog, schema, table in incremental.scanned_tables(plan):
             if catalog is not None:
                 text = f'Catalog-qualified table references are not supported: {catalog}.{schema}.{table}'
                 raise invalid_argument(caused_by('Failed to resolve table references from SQL', text))
@@ -148,7 +149,7 @@ def _dataset_name(reference: str) -> str | None:
 
 def _execution_error(error: Exception) -> QueryError:
     code = 'RESOURCE_EXHAUSTED' if 'Resources exhausted' in str(error) else 'INTERNAL'
-    return QueryError(caused_by('query execution error', str(error)), code=code)
+    return QueryError(caused_by('query execution error', str(error)), code=code, cause=str(error))
 
 
 class _Datasets(CatalogProvider):
@@ -162,7 +163,7 @@ class _Datasets(CatalogProvider):
     def schema_names(self) -> set[str]:
         return set(self._datasets)
 
-    def schema(self, name: str) -> SchemaProvider | None:
+    def schema(self, name: str) -> SchemaProvider | None:  # type: ignore[override]  # what it calls for
         tables = self._datasets.get(_dataset_name(name) or '')
         return _Tables(tables) if tables is not None else None
 

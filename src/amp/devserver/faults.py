@@ -243,13 +243,11 @@ class Faults:
             repeated = self._repeats > 0
             self._repeats -= repeated
         kept: list[Message] = []
-        sent = 0
-        for message in microbatch:
+        for sent, message in enumerate(microbatch):
             for replaced in self._one(message, sent, gone):
                 if repeated:
                     kept.append(replaced)
                 yield replaced
-            sent += 1
         yield from kept
 
     def _one(self, message: Message, sent: int, gone: Callable[[], bool]) -> list[Message]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
@@ -10,9 +12,12 @@ from amp.devserver import schemas
 from amp.devserver.chain import Block, Chain
 from amp.devserver.engine import Engine
 from amp.devserver.faults import Faults
+from amp.devserver.node import EvmNode
+from amp.devserver.parquet import load_directory
+from amp.devserver.rpc import EvmFollower, network_of
 from amp.devserver.service import AmpFlightServer
 from amp.devserver.simulator import Simulator
-from amp.errors import ConfigError
+from amp.errors import ConfigError, SourceError
 
 __all__ = ['LocalAmp']
 
@@ -29,6 +34,7 @@ class LocalAmp:
         chains: dict[str, Chain],
         *,
         simulator: Simulator | None = None,
+        follower: EvmFollower | None = None,
         microbatch_max_blocks: int = 1000,
         host: str = '127.0.0.1',
         port: int = 0,
@@ -37,6 +43,7 @@ class LocalAmp:
         self.faults = Faults()
         self._chains = chains
         self._simulator = simulator
+        self._follower = follower
         self._max_blocks = microbatch_max_blocks
         self._host = host
         self._port = port
@@ -71,6 +78,52 @@ class LocalAmp:
             token=token,
         )
 
+    @classmethod
+    def from_parquet(
+        cls,
+        directory: str | Path,
+        *,
+        network: str | None = None,
+        microbatch_max_blocks: int = 1000,
+        host: str = '127.0.0.1',
+        port: int = 0,
+        token: str | None = None,
+    ) -> LocalAmp:
+        """The datasets of a directory of raw tables: `<directory>/<dataset>/<table>.parquet`. Raises ConfigError."""
+        chains = load_directory(Path(directory), network=network)
+        return cls(chains, microbatch_max_blocks=microbatch_max_blocks, host=host, port=port, token=token)
+
+    @classmethod
+    def from_rpc(
+        cls,
+        url: str,
+        *,
+        network: str | None = None,
+        dataset: str = 'eth_rpc',
+        start_block: int = 0,
+        poll_seconds: float = 0.25,
+        microbatch_max_blocks: int = 1000,
+        host: str = '127.0.0.1',
+        port: int = 0,
+        token: str | None = None,
+    ) -> LocalAmp:
+        """The blocks of an EVM node, followed from `start_block` for as long as the server runs.
+
+        Without `network` the node is asked for its chain id, and ConnectError is raised when it does not answer. A node
+        that falls silent later is waited for; `source_error` then says why.
+        """
+        node = EvmNode(url)
+        chain = Chain(network or network_of(node), schemas.EVM_RPC)
+        follower = EvmFollower(chain, node, start_block=start_block, poll_seconds=poll_seconds)
+        return cls(
+            {dataset: chain},
+            follower=follower,
+            microbatch_max_blocks=microbatch_max_blocks,
+            host=host,
+            port=port,
+            token=token,
+        )
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -88,11 +141,15 @@ class LocalAmp:
                 token=self._token,
             )
             self._port = self._server.port
+            if self._follower is not None:
+                self._follower.start()
         return self
 
     def stop(self) -> None:
         """End open streams and stop listening; the chain is kept, and `start` serves it again."""
         if self._server is not None:
+            if self._follower is not None:
+                self._follower.stop()
             self._server.close()
             self._server = None
 
@@ -142,6 +199,27 @@ class LocalAmp:
     def switch_back(self, *, extend: int = 1) -> None:
         """Return to the branch that was left last, grown `extend` blocks above the present head."""
         self._node().switch_back(extend)
+
+    def sync(self) -> None:
+        """Fetch what the node has now; queries see it on return. Raises SourceError when the node does not answer."""
+        if self._follower is not None:
+            self._follower.sync()
+
+    def wait_for_block(self, number: int, *, timeout: float = 30) -> None:
+        """Wait until queries see this block. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        chain = self._chain()
+        while True:
+            view = chain.snapshot()
+            if view.last is not None and view.last >= number:
+                return
+            if not chain.wait(view.version, max(deadline - time.monotonic(), 0)):
+                raise TimeoutError(f'block {number} has not come within {timeout} s; the latest is {view.last}')
+
+    @property
+    def source_error(self) -> SourceError | None:
+        """Why the last attempt to read the node failed; None when it did not."""
+        return self._follower.error if self._follower is not None else None
 
     def forget_orphans(self) -> None:
         """Drop the blocks that are not canonical: a cursor that names one is then unknown to the server."""

@@ -34,11 +34,18 @@ class ChainView(Protocol):
     """What the rules need to see of a chain."""
 
     @property
-    def first(self) -> int | None: ...
+    def first(self) -> int | None:
+        """Number of the earliest block; None when nothing is synced."""
+
     @property
-    def last(self) -> int | None: ...
-    def canonical(self, number: int) -> Block | None: ...
-    def find(self, block_hash: str) -> Block | None: ...
+    def last(self) -> int | None:
+        """Number of the latest block; None when nothing is synced."""
+
+    def canonical(self, number: int) -> Block | None:
+        """The canonical block of that number."""
+
+    def find(self, block_hash: str) -> Block | None:
+        """The block of that hash on any branch that is still stored."""
 
 
 def parse_cursors(header: str | None) -> dict[str, Cursor] | None:

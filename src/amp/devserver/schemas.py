@@ -6,6 +6,8 @@ amounts that fit are decimal128(38, 0), the others decimal text.
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 __all__ = ['BLOCKS', 'CALLS', 'EVM_RPC', 'FIREHOSE', 'FIREHOSE_TRANSACTIONS', 'LOGS', 'TIMESTAMP', 'TRANSACTIONS']
@@ -17,7 +19,7 @@ _ADDRESS = pa.binary(20)
 _AMOUNT = pa.decimal128(38, 0)
 
 
-def _required(name: str, type_: pa.DataType) -> pa.Field:
+def _required(name: str, type_: pa.DataType) -> pa.Field[Any]:
     return pa.field(name, type_, nullable=False)
 
 

@@ -52,7 +52,7 @@ class _Ticket:
             raise invalid_argument(caused_by('ticket decoding error', repr(error))) from error
 
 
-class _Headers(fl.ServerMiddleware):  # type: ignore[misc]
+class _Headers(fl.ServerMiddleware):
     def __init__(self, headers: Mapping[str, list[str]]) -> None:
         super().__init__()
         self._headers = {name.lower(): values for name, values in headers.items()}
@@ -62,14 +62,14 @@ class _Headers(fl.ServerMiddleware):  # type: ignore[misc]
         return values[0] if values else None
 
 
-class _HeadersFactory(fl.ServerMiddlewareFactory):  # type: ignore[misc]
+class _HeadersFactory(fl.ServerMiddlewareFactory):
     """Keeps the headers of each call, and turns away who does not bring the token."""
 
     def __init__(self, token: str | None) -> None:
         super().__init__()
         self._token = token
 
-    def start_call(self, info: Any, headers: Mapping[str, list[str]]) -> _Headers:
+    def start_call(self, info: Any, headers: Any) -> _Headers:
         found = _Headers(headers)
         if self._token is not None:
             brought = found.get('authorization') or ''
@@ -78,7 +78,7 @@ class _HeadersFactory(fl.ServerMiddlewareFactory):  # type: ignore[misc]
         return found
 
 
-class AmpFlightServer(fl.FlightServerBase):  # type: ignore[misc]
+class AmpFlightServer(fl.FlightServerBase):
     """Serves an engine's datasets. `close` ends the open streams and then the server."""
 
     def __init__(
@@ -251,9 +251,8 @@ class AmpFlightServer(fl.FlightServerBase):  # type: ignore[misc]
             for batch in self._split(self._in_block_order(query, view, block_range)):
                 yield Message(batch, metadata, blocks=blocks)
         except QueryError as error:
-            text = str(error).replace('query execution error | Caused by: ', '')
-            error_name = 'streaming query execution error'
-            raise internal(caused_by(error_name, error_name, text)) from error
+            wrapped = 'streaming query execution error'
+            raise internal(caused_by(wrapped, wrapped, str(error.context['cause']))) from error
         yield Message(_empty(query.schema), encode_metadata([block_range], complete=True), complete=True, blocks=blocks)
 
     def _in_block_order(self, query: Query, view: Snapshot, block_range: BlockRange) -> Iterator[pa.RecordBatch]:
@@ -291,7 +290,7 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=schema)
 
 
-def _guarded(messages: Iterator[Message]) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+def _guarded(messages: Iterator[Message]) -> Iterator[Any]:
     with _statuses():
         try:
             for message in messages:

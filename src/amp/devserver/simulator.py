@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ __all__ = ['TRANSFER_TOPIC', 'Simulator', 'build_segment']
 TRANSFER_TOPIC = bytes.fromhex('ddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef')
 
 Words = npt.NDArray[np.uint64]
+Mask = npt.NDArray[np.bool_]
+Column = Any  # a pyarrow array; the stubs cannot say of which type
 
 _GENESIS_TIME = 1_700_000_000
 _SECONDS_PER_BLOCK = 12
@@ -155,17 +158,17 @@ def _bytes(seeds: Words, salt: int, width: int) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(words.view(np.uint8).reshape(len(seeds), count * 8)[:, :width])
 
 
-def _fixed(values: npt.NDArray[np.uint8]) -> pa.Array:
-    values = np.ascontiguousarray(values)
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(values)])
+def _fixed(values: npt.NDArray[np.uint8]) -> Column:
+    buffer: Any = np.ascontiguousarray(values)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(buffer)])
 
 
-def _binary(values: npt.NDArray[np.uint8]) -> pa.Array:
+def _binary(values: npt.NDArray[np.uint8]) -> Column:
     return _fixed(values).cast(pa.binary())
 
 
-def _amount(values: Words) -> pa.Array:
-    return pa.array(values).cast(pa.decimal128(38, 0))
+def _amount(values: Words, null: Mask | None = None) -> Column:
+    return pa.array(values, mask=null).cast(pa.decimal128(38, 0))
 
 
 class _Rows:
@@ -187,7 +190,7 @@ class _Rows:
     def blocks(self) -> pa.RecordBatch:
         seeds, count = self._seeds, len(self._seeds)
         number = pa.array(self._numbers)
-        columns: dict[str, pa.Array] = {
+        columns: dict[str, Column] = {
             '_block_num': number,
             'block_num': number,
             'timestamp': pa.array(self._times, schemas.TIMESTAMP),
@@ -210,12 +213,12 @@ class _Rows:
         }
         return _batch(schemas.BLOCKS, columns, count)
 
-    def _of_blocks(self, each: npt.NDArray[np.int64]) -> tuple[dict[str, pa.Array], Words, npt.NDArray[np.int64]]:
+    def _of_blocks(self, each: npt.NDArray[np.int64]) -> tuple[dict[str, Column], Words, npt.NDArray[np.int64]]:
         """What every row says of its block, the block's seed, and the row's index within the block."""
         at = np.repeat(np.arange(len(each)), each)
         index = np.arange(len(at)) - np.repeat(np.cumsum(each) - each, each)
         number = pa.array(self._numbers[at])
-        columns: dict[str, pa.Array] = {
+        columns: dict[str, Column] = {
             '_block_num': number,
             'block_hash': _fixed(self._block_hashes[at]),
             'block_num': number,
@@ -229,13 +232,14 @@ class _Rows:
         count = len(seeds)
         tip = _words(seeds, 25) % np.uint64(3_000_000_000)
         price = tip + _words(block_seeds, 11) % np.uint64(100_000_000_000)
-        listed = index % 4 == 3
+        legacy, listed = index % 4 == 1, index % 4 == 3
+        plain = ~(legacy | listed)
         columns |= {
             'tx_index': pa.array(index.astype(np.uint32)),
             'tx_hash': _fixed(_bytes(seeds, 20, 32)),
             'to': _fixed(_tokens(seeds)),
             'nonce': pa.array(_words(seeds, 21) % np.uint64(1 << 20)),
-            'gas_price': _amount(price),
+            'gas_price': _amount(price, null=plain),
             'gas_limit': pa.array(np.full(count, 90_000, dtype=np.uint64)),
             'value': pa.array(_words(seeds, 22)).cast(pa.string()),
             'input': _binary(_bytes(seeds, 23, 68)),
@@ -244,12 +248,12 @@ class _Rows:
             'v_parity': pa.array(_words(seeds, 28) % np.uint64(2) == 1),
             'chain_id': pa.array(np.full(count, _CHAIN_ID, dtype=np.uint64)),
             'gas_used': pa.array(np.uint64(40_000) + _words(seeds, 29) % np.uint64(20_000)),
-            'type': pa.array(np.where(listed, 1, 2).astype(np.int32)),
-            'max_fee_per_gas': _amount(price * np.uint64(2)),
-            'max_priority_fee_per_gas': _amount(tip),
+            'type': pa.array(np.where(legacy, 0, np.where(listed, 1, 2)).astype(np.int32)),
+            'max_fee_per_gas': _amount(np.where(plain, price * np.uint64(2), price)),
+            'max_priority_fee_per_gas': _amount(tip, null=~plain),
             'from': _fixed(_accounts(seeds, 24)),
             'status': pa.array(np.ones(count, dtype=bool)),
-            'access_list': _access_lists(seeds, listed),
+            'access_list': _access_lists(seeds, listed, legacy),
         }
         return _batch(schemas.TRANSACTIONS, columns, count)
 
@@ -292,20 +296,20 @@ def _padded(addresses: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return words
 
 
-def _access_lists(seeds: Words, listed: npt.NDArray[np.bool_]) -> pa.Array:
-    """One entry with two keys where `listed`, null elsewhere."""
+def _access_lists(seeds: Words, listed: Mask, null: Mask) -> Column:
+    """One entry with two keys where `listed`, null where `null`, empty elsewhere."""
     type_ = schemas.TRANSACTIONS.field('access_list').type
     entry = type_.value_type
     some = seeds[listed]
     keys = _fixed(np.concatenate([_bytes(some, 43, 32), _bytes(some, 44, 32)], axis=1).reshape(-1, 32))
-    of_keys = pa.array(np.arange(len(some) + 1, dtype=np.int32) * 2)
+    of_keys: Column = pa.array(np.arange(len(some) + 1, dtype=np.int32) * 2)
     storage_keys = pa.ListArray.from_arrays(of_keys, keys, type=entry.field('storage_keys').type)
     entries = pa.StructArray.from_arrays([_fixed(_tokens(some)), storage_keys], fields=list(entry))
-    offsets = np.concatenate([[0], np.cumsum(listed)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), entries, type=type_, mask=pa.array(~listed))
+    offsets: Column = pa.array(np.concatenate([[0], np.cumsum(listed)]).astype(np.int32))
+    return pa.ListArray.from_arrays(offsets, entries, type=type_, mask=pa.array(null))
 
 
-def _batch(schema: pa.Schema, columns: dict[str, pa.Array], count: int) -> pa.RecordBatch:
+def _batch(schema: pa.Schema, columns: dict[str, Column], count: int) -> pa.RecordBatch:
     """The columns in the schema's order; those that are not given are null."""
     arrays = [columns[field.name] if field.name in columns else pa.nulls(count, field.type) for field in schema]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
