@@ -381,13 +381,17 @@ class DataLoader(ABC, Generic[TConfig]):
             extra,
         )
 
-    def _make_state_store(self, config: object) -> StreamStateStore:
-        if config and self.guarantee == 'exactly-once':
+    def _make_state_store(self, config: Any) -> StreamStateStore:
+        if self.guarantee != 'exactly-once':
+            return make_local_store(config)
+        if config:
             raise ConfigError(
                 f'{self.name} keeps the state of its streams inside the destination, so a local state store would lie',
                 hint='leave out the key `state`',
             )
-        return make_local_store(config)
+        from amp.loaders.destination_state import DestinationStateStore
+
+        return DestinationStateStore(self)
 
     def _check_required(self, config: Mapping[str, Any]) -> None:
         for name in self._get_required_config_fields():

@@ -53,10 +53,7 @@ class _LocalDocuments:
         return self.store.load_document(key)
 
     def write(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
-        if self.store.load_document(key) != expected:
-            return False
-        self.store.save_document(key, text)
-        return True
+        return self.store.replace_document(key, text, expected)
 
 
 class _OwnDocuments:
@@ -185,12 +182,11 @@ class _Record:
         return StreamState.from_json(self.number, self.epoch, self.state)
 
     def taken_by(self, claim: Claim) -> _Record:
-        fingerprint = claim.fingerprint or self.claim.fingerprint
         epoch = self.epoch + 1
         first = StreamState(self.number, epoch).first_id
         unused = IdRun(max(self.last_done + 1, StreamState(self.number, 1).first_id), first - 1)
         dead = _merged([*self.dead, unused]) if self.epoch else self.dead
-        taken = Claim(claim.owner, claim.taken_at, fingerprint)
+        taken = Claim(claim.owner, claim.taken_at, claim.query or self.claim.query)
         return _Record(
             self.number, epoch, taken, self.state, max(self.last_done, first - 1), None, dead, self.committed_at
         )

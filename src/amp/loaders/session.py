@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -13,22 +12,17 @@ from amp.errors import LoadError
 from amp.loaders.stream import StreamEngine, StreamSettings
 from amp.loaders.types import LoadMode, LoadResult
 from amp.loaders.unit import StreamJob
+from amp.streaming.iterator import End, StreamingResultIterator
 from amp.streaming.ledger import StreamKey
 from amp.streaming.types import ResponseBatch
 
 if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
     from amp.query import Query
-    from amp.streaming.iterator import StreamingResultIterator
 
-__all__ = ['fingerprint', 'load_query', 'stream_query']
+__all__ = ['load_query', 'stream_query']
 
 _SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict', 'backoff'}
-
-
-def fingerprint(sql: str) -> str:
-    """What tells one query from another: SHA-256 of its text without surrounding space and final semicolon."""
-    return hashlib.sha256(sql.strip().rstrip(';').strip().encode()).hexdigest()[:32]
 
 
 def load_query(loader: DataLoader[Any], reader: pa.RecordBatchReader, table: str, **options: Any) -> LoadResult:
@@ -65,7 +59,7 @@ def stream_query(
         job,
         lambda position: _Live(query.responses(resume=position, streaming=True)),
         replace(settings or StreamSettings(), **chosen),
-        fingerprint(query.sql),
+        query.sql,
     )
     return _closing(loader, engine)
 
@@ -87,7 +81,7 @@ class _Live:
     def backlog(self) -> bool:
         return self._batches.backlog
 
-    def get(self, timeout: float | None = None) -> ResponseBatch | None:
+    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
         return self._batches.get(timeout)
 
     def close(self) -> None:

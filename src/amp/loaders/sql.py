@@ -78,13 +78,13 @@ class SqlStreams:
         return (
             f'CREATE TABLE IF NOT EXISTS {self._table} (table_name VARCHAR NOT NULL, stream VARCHAR NOT NULL, '
             'number INTEGER NOT NULL UNIQUE, epoch INTEGER NOT NULL, owner VARCHAR NOT NULL, taken_at VARCHAR NOT NULL, '
-            'fingerprint VARCHAR, committed_at VARCHAR, document TEXT, PRIMARY KEY (table_name, stream))'
+            'query TEXT, committed_at VARCHAR, document TEXT, PRIMARY KEY (table_name, stream))'
         )
 
     def list(self, run: Run) -> list[StreamInfo]:
         """Every stream, by number."""
         rows = run(
-            'SELECT table_name, stream, number, epoch, document, owner, taken_at, fingerprint, committed_at '
+            'SELECT table_name, stream, number, epoch, document, owner, taken_at, query, committed_at '
             f'FROM {self._table} ORDER BY number',
             (),
         )
@@ -92,10 +92,10 @@ class SqlStreams:
             StreamInfo(
                 StreamKey(table, name),
                 StreamState.from_json(number, epoch, document),
-                Claim(owner, taken_at, fingerprint),
+                Claim(owner, taken_at, query),
                 committed_at,
             )
-            for table, name, number, epoch, document, owner, taken_at, fingerprint, committed_at in rows
+            for table, name, number, epoch, document, owner, taken_at, query, committed_at in rows
         ]
 
     def enlist(self, run: Run, key: StreamKey, claim: Claim) -> None:
@@ -113,10 +113,10 @@ class SqlStreams:
         """Raise the epoch in favour of `claim` and read what is committed. Waits for a commit that is under way."""
         [(number, epoch, document)] = run(
             self._sql(
-                'UPDATE {t} SET epoch = epoch + 1, owner = {m}, taken_at = {m}, fingerprint = COALESCE({m}, fingerprint) '
+                'UPDATE {t} SET epoch = epoch + 1, owner = {m}, taken_at = {m}, query = COALESCE({m}, query) '
                 'WHERE table_name = {m} AND stream = {m} RETURNING number, epoch, document'
             ),
-            (claim.owner, claim.taken_at, claim.fingerprint, key.table, key.name),
+            (claim.owner, claim.taken_at, claim.query, key.table, key.name),
         )
         return StreamState.from_json(number, epoch, document)
 

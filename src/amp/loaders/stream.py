@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -31,6 +31,7 @@ from amp.loaders.stamps import stamp, stamped_schema
 from amp.loaders.types import LoadMode, LoadResult
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
 from amp.streaming.backoff import Backoff
+from amp.streaming.iterator import END, End
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
 from amp.streaming.types import BlockRange, ResponseBatch, ResumeWatermark
@@ -55,8 +56,8 @@ class Source(Protocol):
     def repeatable(self) -> bool:
         """True when it can be asked again from a position; False for batches that come only once."""
 
-    def get(self, timeout: float | None = None) -> ResponseBatch | None:
-        """The next batch; None when `timeout` seconds passed. Raises StopIteration at the end, or what went wrong."""
+    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
+        """The next batch; END after the last; None when `timeout` seconds passed. Raises what went wrong."""
 
     def close(self) -> None:
         """Stop it; harmless when it has ended."""
@@ -105,14 +106,14 @@ class StreamEngine:
         job: StreamJob,
         connect: Callable[[ResumeWatermark | None], Source],
         settings: StreamSettings,
-        fingerprint: str | None = None,
+        query: str | None = None,
     ) -> None:
         self._loader = loader
         self._destination = loader.streaming_destination()
         self._job = job
         self._connect = connect
         self._settings = settings
-        self._fingerprint = fingerprint
+        self._claim = Claim.now(query)
         self._machine: StreamMachine
         self._fresh = False
         self._whole_table = False
@@ -163,9 +164,8 @@ class StreamEngine:
         self._machine.connected()
         try:
             while True:
-                try:
-                    response = source.get(self._patience())
-                except StopIteration:
+                response = source.get(self._patience())
+                if response is END:
                     yield from self._at_end(source)
                     return not source.repeatable
                 if response is None:
@@ -353,7 +353,8 @@ class StreamEngine:
                 )
         mine = known.get(key)
         stored = mine.claim.fingerprint if mine is not None else None
-        if None in {stored, self._fingerprint} or stored == self._fingerprint or not self._settings.resume:
+        given = self._claim.fingerprint
+        if None in {stored, given} or stored == given or not self._settings.resume:
             return
         if not self._settings.accept_changed_query:
             raise ConfigError(
@@ -364,7 +365,7 @@ class StreamEngine:
     def _retake(self) -> None:
         """Open the stream anew: a new epoch, and the truth of what is committed."""
         self._loader._ensure_connected()
-        claim = Claim.now(self._fingerprint)
+        self._claim = claim = Claim.now(self._claim.query)
         state = self._guarded(lambda: self._destination.open_stream(self._job.key, claim))
         self._must_retake = False
         if self._fresh:
@@ -449,9 +450,9 @@ class _Given:
         self._used = True
         return self
 
-    def get(self, timeout: float | None = None) -> ResponseBatch | None:
+    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
         del timeout
-        return next(self._responses)
+        return next(self._responses, END)
 
     def close(self) -> None:
         """Nothing to stop."""

@@ -8,6 +8,7 @@ announces. Either way the engine needs nothing more, and nothing of it knows whi
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections.abc import Sequence
@@ -35,17 +36,24 @@ class StreamJob:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who takes a stream, when, and with which query: stored with the epoch, for people to read."""
+    """Who takes a stream, when, and with which query (None: rows that no query gave). Stored with the epoch."""
 
     owner: str
     taken_at: str
-    fingerprint: str | None = None
+    query: str | None = None
 
     @classmethod
-    def now(cls, fingerprint: str | None = None) -> Claim:
+    def now(cls, query: str | None = None) -> Claim:
         """The claim of this process."""
         owner = f'{socket.gethostname()}:{os.getpid()}'
-        return cls(owner, datetime.now(UTC).isoformat(timespec='seconds'), fingerprint)
+        return cls(owner, datetime.now(UTC).isoformat(timespec='seconds'), query)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """What tells one query from another: SHA-256 of its text without surrounding space and final semicolon."""
+        if self.query is None:
+            return None
+        return hashlib.sha256(self.query.strip().rstrip(';').strip().encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

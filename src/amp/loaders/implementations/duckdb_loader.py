@@ -140,7 +140,8 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
         listed = ', '.join(quote(c) for c in columns)
         cursor = self.own.cursor()
-        return cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
+        reader: pa.RecordBatchReader = cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
+        return reader
 
     def _columns(self, table_name: str) -> list[str]:
         rows = self._run(
