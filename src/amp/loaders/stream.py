@@ -180,6 +180,11 @@ class StreamEngine:
     def _take(self, response: ResponseBatch, source: Source) -> Generator[LoadResult, None, bool]:
         """Do what the machine says of one batch. True: connect again."""
         self._prepare(response)
+        if self._machine.epoch_is_spent and self._machine.at_boundary:
+            if self._machine.is_dirty:
+                yield from self._commit()
+            self._must_retake = True
+            return True
         while True:
             step = (
                 self._machine.reorg(response.invalidation_ranges)

@@ -403,6 +403,10 @@ def _explained(path: str) -> Iterator[None]:
         raise DestinationError(_io_sentence(path, str(error)), hint=_io_hint(path, str(error)), path=path) from error
     except (duckdb.OutOfMemoryException, duckdb.FatalException) as error:
         raise DestinationError(f'DuckDB gave up on {path}: {error}', path=path) from error
+    except duckdb.TransactionException as error:
+        conflict = DestinationError(f'two transactions met in {path}: {str(error).splitlines()[0]}', path=path)
+        conflict.retryable = True
+        raise conflict from error
     except duckdb.Error as error:
         raise DestinationError(f'DuckDB refused: {str(error).splitlines()[0]}', path=path) from error
 
