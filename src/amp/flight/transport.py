@@ -87,7 +87,7 @@ class FlightTransport:
     def flight_info(self, sql: str, headers: Headers) -> fl.FlightInfo:
         """The plan of `sql`. Blocks at most `connect_timeout` seconds. Raises SourceError."""
         descriptor = fl.FlightDescriptor.for_command(encode_statement_query(sql))
-        options = fl.FlightCallOptions(timeout=self.connect_timeout, headers=headers)
+        options = _options(headers, self.connect_timeout)
         try:
             return self.client(self.endpoint).get_flight_info(descriptor, options)
         except FLIGHT_ERRORS as error:
@@ -235,7 +235,7 @@ class FlightResult:
         return found
 
     def _do_get(self, endpoint: Endpoint, ticket: fl.Ticket) -> fl.FlightStreamReader:
-        options = fl.FlightCallOptions(headers=self._transport.headers)
+        options = _options(self._transport.headers)
         client = self._transport.client(endpoint)
         try:
             reader = self._blocking(lambda: client.do_get(ticket, options), discard=_cancel)
@@ -297,6 +297,11 @@ class FlightResult:
         return IncompleteResultError(
             message, hint='run the query again', endpoint=str(self._transport.endpoint), query=self.query
         )
+
+
+def _options(headers: Headers, timeout: float | None = None) -> fl.FlightCallOptions:
+    raw: Any = [(name.encode(), value.encode()) for name, value in headers]
+    return fl.FlightCallOptions(timeout=timeout, headers=raw)
 
 
 def _cancel(reader: fl.FlightStreamReader) -> None:

@@ -85,8 +85,9 @@ class StreamingResultIterator:
         return self
 
     def __next__(self) -> ResponseBatch:
-        response = self.get()
-        if response is END or response is None:
+        while (response := self.get()) is None:
+            pass
+        if response is END:
             raise StopIteration
         return response
 

@@ -1,0 +1,111 @@
+"""The Client: a server, and the destinations that a name stands for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from amp.errors import ConfigError
+from amp.flight.transport import CONNECT_TIMEOUT, KEEPALIVE, FlightTransport
+from amp.query import Query
+
+if TYPE_CHECKING:
+    from amp.loaders.base import DataLoader
+
+__all__ = ['Client']
+
+
+class Client:
+    """Asks the Amp server at `url` (`grpc://host[:port]`, `grpc+tls://` with TLS; port 1602). Use it in many threads.
+
+    `query_url` is another name of `url`. `auth_token` is sent as bearer token; the default is AMP_AUTH_TOKEN.
+    `label_dir` is where labels are looked for. `connect_timeout` (seconds) bounds the plan of a query, never a result;
+    `keepalive` (seconds) is the pause between pings on a silent connection; `tls_root_certs` are PEM certificates to
+    trust. The connection is made with the first query. Raises ConfigError for a URL or token that cannot be meant.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        query_url: str | None = None,
+        auth_token: str | None = None,
+        label_dir: str | Path | None = None,
+        connect_timeout: float | None = CONNECT_TIMEOUT,
+        keepalive: float | None = KEEPALIVE,
+        tls_root_certs: str | bytes | None = None,
+    ) -> None:
+        if url is not None and query_url is not None and url != query_url:
+            raise ConfigError('url and query_url name two servers', hint='give one of them')
+        server = url if url is not None else query_url
+        if server is None:
+            raise ConfigError('no Amp server is named', hint="for example Client('grpc://localhost:1602')")
+        token = auth_token if auth_token is not None else os.environ.get('AMP_AUTH_TOKEN')
+        self.transport = FlightTransport(
+            server, token, connect_timeout=connect_timeout, keepalive=keepalive, tls_root_certs=tls_root_certs
+        )
+        self.label_dir = Path(label_dir) if label_dir is not None else None
+        self._connections: dict[str, tuple[str, dict[str, Any]]] = {}
+
+    def __repr__(self) -> str:
+        return f'Client({self.url!r})'
+
+    @property
+    def url(self) -> str:
+        """The server's URL, with its port."""
+        return str(self.transport.endpoint)
+
+    def sql(self, text: str) -> Query:
+        """A query, not sent yet. Raises ConfigError for an empty text."""
+        return Query(self, text)
+
+    def configure_connection(self, name: str, loader: str, config: Mapping[str, Any]) -> None:
+        """Let `name` stand for a destination: `query.load(name, table)`. Raises ConfigError for an unknown loader."""
+        from amp.loaders.registry import get_available_loaders, get_loader_class
+
+        if not name or '://' in name:
+            raise ConfigError(f'{name!r} is not a name for a connection')
+        if loader not in get_available_loaders():
+            get_loader_class(loader)
+        self._connections[name] = (loader, dict(config))
+
+    def list_connections(self) -> dict[str, str]:
+        """The configured names, each with the name of its loader."""
+        return {name: loader for name, (loader, _) in sorted(self._connections.items())}
+
+    def get_available_loaders(self) -> list[str]:
+        """The loaders that there are, installed drivers or not."""
+        from amp.loaders.registry import get_available_loaders
+
+        return get_available_loaders()
+
+    def make_loader(self, connection: str, config: Mapping[str, Any] | None = None) -> DataLoader[Any]:
+        """The loader behind a URL or a configured name, with `config` on top. Raises ConfigError, MissingExtraError."""
+        from amp.loaders.registry import create_loader
+        from amp.loaders.urls import is_url, loader_of_url
+
+        if is_url(connection):
+            return create_loader(loader_of_url(connection), {'url': connection, **(config or {})})
+        if connection not in self._connections:
+            known = ', '.join(self.list_connections())
+            raise ConfigError(
+                f'there is no connection {connection!r}',
+                hint=f'known connections: {known}' if known else 'give a URL such as duckdb:///chain.db',
+            )
+        loader, settings = self._connections[connection]
+        return create_loader(loader, {**settings, **(config or {})})
+
+    def close(self) -> None:
+        """Closes the connection to the server."""
+        self.transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
