@@ -65,7 +65,7 @@ def undo_statements(table: str, before: str | None, columns: Sequence[str], runs
 class SqlStreams:
     """The table `_amp_streams`: one row a stream, with its number, its epoch and its state as one document.
 
-    `table` is the quoted name, `mark` the driver's placeholder. Epochs are fenced by the row itself: a commit updates
+    `table` is the quoted name, `mark` the driver's placeholder, `#` in it the number of the value. Epochs are fenced by the row itself: a commit updates
     it only where the epoch is still the committer's own.
     """
 
@@ -145,7 +145,9 @@ class SqlStreams:
         return stale_epoch(key, state.epoch, epoch, owner, taken_at)
 
     def _sql(self, text: str) -> str:
-        return text.replace('{t}', self._table).replace('{m}', self._mark)
+        first, *rest = text.split('{m}')
+        marked = first + ''.join(self._mark.replace('#', str(n)) + part for n, part in enumerate(rest, start=1))
+        return marked.replace('{t}', self._table)
 
 
 def stale_epoch(key: StreamKey, own: int, epoch: int, owner: str, taken_at: str) -> StaleEpochError:

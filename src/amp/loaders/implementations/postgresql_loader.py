@@ -1,0 +1,474 @@
+"""PostgreSQL: Arrow by COPY BINARY. Undo, rows and state are one transaction.
+
+A unit is a transaction on a connection of its own, and its COPY stays open while batches arrive. The row of the
+stream is touched by the last statement only, so that workers do not queue for it. Each unit also holds a shared
+advisory lock that says which stream it belongs to: who takes the stream over ends what an older writer left open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, ClassVar
+
+import psycopg
+import pyarrow as pa
+
+from amp.errors import ConfigError, DestinationError, LoadError, StaleEpochError
+from amp.loaders.base import DataLoader
+from amp.loaders.points import reached
+from amp.loaders.postgresql_connect import (
+    Connection,
+    Connections,
+    PostgreSQLConfig,
+    begin,
+    explained,
+    is_lock_timeout,
+    is_transient,
+)
+from amp.loaders.postgresql_copy import CopyInto, column_type
+from amp.loaders.postgresql_scan import read_batches, read_schema
+from amp.loaders.postgresql_upsert import STAGE, ensure_key_index, make_stage, replace_by_key
+from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
+from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim, StreamInfo, StreamJob
+from amp.streaming.ledger import StreamKey, StreamState, Undo
+
+__all__ = ['PostgreSQLConfig', 'PostgreSQLLoader']
+
+_NAME_BYTES = 63
+_BRIN = 'CREATE INDEX ON {0} USING brin ({1}) WITH (autosummarize = on)'
+
+
+class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
+    """Loads into PostgreSQL: append, overwrite, upsert by key, exactly-once streams."""
+
+    SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
+    SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
+    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+
+    _connection: Connection | None = None
+    _connections: Connections
+
+    def _get_required_config_fields(self) -> list[str]:
+        return ['host', 'database']
+
+    @property
+    def connection(self) -> Connection:
+        """The connection for all but units; opened again when it broke. Raises DestinationError."""
+        if self._connection is None:
+            raise DestinationError('PostgreSQL is not connected', hint='call connect() or use `with loader:`')
+        if self._connection.closed:
+            self._connection = self._connections.replace(self._connection)
+        return self._connection
+
+    @property
+    def connections(self) -> Connections:
+        """Where units and readers take theirs."""
+        return self._connections
+
+    def connect(self) -> None:
+        """Connect, and make the schema when it is not there. Raises DestinationError."""
+        self._connections = Connections(self.config)
+        self._connection = self._connections.take()
+        self._is_connected = True
+        with self.explained():
+            # Asked first: CREATE ... IF NOT EXISTS wants the privilege also when there is nothing to do.
+            if not self.run('SELECT 1 FROM pg_namespace WHERE nspname = $1', (self.config.schema,)):
+                self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+
+    def disconnect(self) -> None:
+        """Close every connection."""
+        if self._connection is not None:
+            self._connections.give(self._connection)
+            self._connections.close()
+        self._connection = None
+        self._is_connected = False
+
+    def is_transient(self, error: Exception) -> bool:
+        """By SQLSTATE: a broken connection, a deadlock, a lock that was waited for in vain, and their like."""
+        return is_transient(error)
+
+    # Plain loads
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self.explained():
+            self._begin()
+            try:
+                yield
+            except BaseException:
+                if not self.connection.closed:
+                    self.connection.execute('ROLLBACK')
+                raise
+            self.connection.execute('COMMIT')
+
+    def _begin(self) -> None:
+        try:
+            begin(self.connection, '', self.config)
+        except psycopg.OperationalError:
+            # The server has closed an idle connection; nothing had begun, so another one does.
+            if not self._connection_broke():
+                raise
+            begin(self.connection, '', self.config)
+
+    def _connection_broke(self) -> bool:
+        return self._connection is not None and self._connection.closed
+
+    @contextmanager
+    def _own_or_outer_transaction(self) -> Iterator[None]:
+        if self.connection.info.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+            yield
+        else:
+            with self._transaction():
+                yield
+
+    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
+        table = self.quoted(table_name)
+        wanted = {field.name: column_type(field) for field in schema}
+        quote_all(wanted)
+        with self.explained(table_name):
+            present = self.columns(table_name)
+            if present and not [n for n in STAMP_COLUMNS if n in wanted and n not in present]:
+                return
+            with self._own_or_outer_transaction():
+                # Two processes may come at once, and IF NOT EXISTS alone would let one of them fail.
+                self._lock(table)
+                listed = ', '.join(f'{quote(name)} {kind}' for name, kind in wanted.items())
+                self.run(f'CREATE TABLE IF NOT EXISTS {table} ({listed})')
+                self._add_stamps(table, {} if not present else self.columns(table_name), wanted, bool(present))
+
+    def _add_stamps(self, table: str, present: Mapping[str, str], wanted: Mapping[str, str], was_there: bool) -> None:
+        if was_there:
+            for name in (n for n in STAMP_COLUMNS if n in wanted and n not in present):
+                self.run(f'ALTER TABLE {table} ADD COLUMN {quote(name)} {wanted[name]}')
+        if TX_ID in wanted and not self.run(
+            'SELECT 1 FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0] '
+            'WHERE i.indrelid = to_regclass($1) AND a.attname = $2',
+            (table, TX_ID),
+        ):
+            self.run(_BRIN.format(table, quote(TX_ID)))
+
+    def _clear_table(self, table_name: str) -> None:
+        # Not TRUNCATE: readers go on seeing the old rows until the new ones are committed.
+        self.run(f'DELETE FROM {self.quoted(table_name)}')
+
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        return self._load_reader_impl(pa.RecordBatchReader.from_batches(batch.schema, [batch]), table_name, **kwargs)
+
+    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        keys = kwargs.get('key_columns') or ()
+        table, columns = self.quoted(table_name), self.columns(table_name)
+        if keys:
+            make_stage(self.run, columns, reader.schema.names, keys)
+        copy = CopyInto(self.connection, STAGE if keys else table, columns)
+        try:
+            rows = sum(copy.write(batch) for batch in reader)
+            copy.finish()
+        except BaseException:
+            copy.abandon()
+            raise
+        if keys:
+            replace_by_key(self.run, table, reader.schema.names, keys, before=None)
+        return rows
+
+    # Looking
+
+    def table_exists(self, table_name: str) -> bool:
+        """True when the schema has the table."""
+        with self.explained(table_name):
+            return bool(self.columns(table_name))
+
+    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
+        """Name, row count, columns and bytes on disk of a table; None when it is not there."""
+        with self.explained(table_name):
+            columns = self.columns(table_name)
+            if not columns:
+                return None
+            table = self.quoted(table_name)
+            [(rows,)] = self.run(f'SELECT count(*) FROM {table}')
+            [(size,)] = self.run('SELECT pg_total_relation_size(to_regclass($1))', (table,))
+        return {
+            'table_name': table_name,
+            'row_count': rows,
+            'exists': True,
+            'columns': list(columns),
+            'size_bytes': size,
+        }
+
+    def get_table_schema(self, table_name: str) -> pa.Schema | None:
+        """The Arrow schema in which the user's columns are read; None when the table is not there."""
+        with self.explained(table_name):
+            columns = self._users_columns(table_name)
+        return read_schema(columns) if columns else None
+
+    def scan(self, table_name: str) -> pa.RecordBatchReader:
+        """The committed rows, in no promised order, the user's columns only."""
+        with self.explained(table_name):
+            columns = self._users_columns(table_name)
+        if not columns:
+            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
+        return pa.RecordBatchReader.from_batches(read_schema(columns), self._read(table_name, columns))
+
+    def _read(self, table_name: str, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+        connection = self._connections.take()
+        try:
+            with self.explained(table_name):
+                yield from read_batches(connection, self.quoted(table_name), columns)
+        finally:
+            self._connections.give(connection)
+
+    def _users_columns(self, table_name: str) -> dict[str, str]:
+        return {name: kind for name, kind in self.columns(table_name).items() if name not in STAMP_COLUMNS}
+
+    def columns(self, table_name: str) -> dict[str, str]:
+        """Name and type, as PostgreSQL writes it, of the columns that can be written; empty when there is no table."""
+        return dict(
+            self.run(
+                'SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = to_regclass($1) '
+                "AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+                (self.quoted(table_name),),
+            )
+        )
+
+    # Streams
+
+    def list_streams(self) -> Sequence[StreamInfo]:
+        """Every stream that the schema remembers."""
+        with self.explained():
+            return self.streams.list(self.run) if self.columns('_amp_streams') else []
+
+    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
+        """Take a new epoch, wait for a commit that is under way, end what an older writer left open, and read."""
+        with self.explained(key.table):
+            with self._transaction():
+                self._lock(self._streams_table)
+                if not self.columns('_amp_streams'):
+                    self.run(self.streams.create())
+                self.streams.enlist(self.run, key, claim)
+            try:
+                state = self._take(key, claim)
+            except psycopg.Error as error:
+                if not is_lock_timeout(error):
+                    raise
+                self._cut_off(key)
+                state = self._take(key, claim)
+            self._cut_off(key)
+        return state
+
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _PostgreSQLUnit:
+        """Open a transaction of its own, with the undo done in it."""
+        del first_id
+        return _PostgreSQLUnit(self, job, state, undo)
+
+    def begin_unit(self, connection: Connection, state: StreamState) -> Connection:
+        """Open a unit's transaction on `connection`, or on the one that takes its place when it was gone."""
+        stream = f'(to_regclass({_literal(self._streams_table)})::oid::bigint << 32) | {state.number}'
+        mark = f'SELECT pg_advisory_xact_lock_shared({stream})'
+        try:
+            begin(connection, mark, self.config)
+        except psycopg.OperationalError:
+            if not connection.closed:
+                raise
+            connection = self._connections.replace(connection)
+            begin(connection, mark, self.config)
+        return connection
+
+    def refuse_if_taken(self, key: StreamKey, state: StreamState) -> None:
+        """Raises StaleEpochError when another process has the stream now; says nothing when that cannot be known."""
+        try:
+            found = self.streams.stale(self.run, key, state)
+        except (psycopg.Error, DestinationError):
+            return
+        if found.context.get('epoch') != state.epoch:
+            raise found
+
+    @property
+    def streams(self) -> SqlStreams:
+        """The table of streams in this schema."""
+        return SqlStreams(self._streams_table, mark='$#')
+
+    @property
+    def _streams_table(self) -> str:
+        return self.quoted('_amp_streams')
+
+    def _take(self, key: StreamKey, claim: Claim) -> StreamState:
+        self._begin()
+        try:
+            state = self.streams.take(self.run, key, claim)
+        except BaseException:
+            with suppress(psycopg.Error):
+                self.connection.execute('ROLLBACK')
+            raise
+        self.connection.execute('COMMIT')
+        return state
+
+    def _cut_off(self, key: StreamKey) -> None:
+        """End the transactions of this stream that are still open: their epoch is over, or their client is."""
+        self.run(
+            'SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid '
+            f"JOIN {self._streams_table} s ON s.table_name = $2 AND s.stream = $3 WHERE l.locktype = 'advisory' "
+            'AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) '
+            'AND l.classid = to_regclass($1)::oid AND l.objid = s.number::bigint::oid AND l.objsubid = 1 '
+            'AND a.usename = current_user AND l.pid <> pg_backend_pid()',
+            (self._streams_table, key.table, key.name),
+        )
+
+    def before_images(self, table_name: str) -> str:
+        """The quoted table of rows that streams replaced in `table_name`, whether it is there or not."""
+        name = BEFORE_PREFIX + table_name
+        if len(name.encode()) > _NAME_BYTES:
+            name = BEFORE_PREFIX + hashlib.sha256(table_name.encode()).hexdigest()[:32]
+        return self.quoted(name)
+
+    def prepare_upsert(self, table_name: str, keys: Sequence[str]) -> None:
+        """Make the table of replaced rows and the index by which they are found; harmless when they are there."""
+        table, before = self.quoted(table_name), self.before_images(table_name)
+        with self._transaction():
+            self._lock(table)
+            if not self.exists(self.run, before):
+                self.run(f'CREATE TABLE {before} (LIKE {table}, {quote(REPLACED_BY)} bigint)')
+            ensure_key_index(self.run, table, keys)
+
+    @staticmethod
+    def exists(run: Any, quoted: str) -> bool:
+        """True when there is a table of this quoted name."""
+        [(found,)] = run('SELECT to_regclass($1) IS NOT NULL', (quoted,))
+        return bool(found)
+
+    def quoted(self, table_name: str) -> str:
+        """The table's full name as SQL. Raises ConfigError for a name that PostgreSQL would cut short."""
+        quote_all((self.config.schema, table_name))
+        return quote(self.config.schema, table_name)
+
+    def explained(self, table_name: str | None = None) -> Any:
+        """A context in which the driver's errors become sentences."""
+        return explained(self.config, table_name)
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """One statement on the loader's own connection; the rows that it gives."""
+        return run_on(self.connection, sql, values)
+
+    def _lock(self, what: str) -> None:
+        self.run('SELECT pg_advisory_xact_lock(hashtextextended($1, 0))', (f'amp {what}',))
+
+
+class _PostgreSQLUnit:
+    """One transaction on a connection of its own."""
+
+    def __init__(self, loader: PostgreSQLLoader, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
+        self._loader = loader
+        self._job = job
+        self._state = state
+        self._table = loader.quoted(job.key.table)
+        self._copy: CopyInto | None = None
+        self._names: list[str] = []
+        self.rows_undone = 0
+        self._connection = loader.connections.take()
+        try:
+            with self._guarded():
+                self._connection = loader.begin_unit(self._connection, state)
+                if undo is not None:
+                    self._undo(undo)
+        except BaseException:
+            self.rollback()
+            raise
+
+    def write(self, batch: pa.RecordBatch) -> int:
+        with self._guarded():
+            if self._copy is None:
+                self._copy = self._open_copy(batch.schema)
+            return self._copy.write(batch)
+
+    def commit(self, state: StreamState) -> None:
+        with self._guarded():
+            if self._copy is not None:
+                self._copy.finish()
+                if self._job.key_columns:
+                    self._replace(state)
+            reached('commit.before_state')
+            self._loader.streams.save(self._run, self._job.key, state)
+            reached('commit.before')
+            self._connection.execute('COMMIT')
+            reached('commit.after')
+        self._loader.connections.give(self._connection)
+
+    def rollback(self) -> None:
+        # Closing the connection ends the transaction, whatever state it is in.
+        self._connection.close()
+        if self._copy is not None:
+            self._copy.abandon()
+        self._loader.connections.give(self._connection)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            with self._loader.explained(self._job.key.table):
+                yield
+        except StaleEpochError:
+            raise
+        except DestinationError as error:
+            if error.retryable:
+                # It may have been cut off by who took the stream over: then trying again would be wrong.
+                self._loader.refuse_if_taken(self._job.key, self._state)
+            raise
+
+    def _open_copy(self, schema: pa.Schema) -> CopyInto:
+        columns = self._loader.columns(self._job.key.table)
+        self._names = schema.names
+        if self._job.key_columns:
+            self._loader.prepare_upsert(self._job.key.table, self._job.key_columns)
+            make_stage(self._run, columns, self._names, self._job.key_columns)
+        return CopyInto(self._connection, STAGE if self._job.key_columns else self._table, columns)
+
+    def _undo(self, undo: Undo) -> None:
+        reached('undo.before')
+        columns = self._loader.columns(self._job.key.table)
+        before = self._loader.before_images(self._job.key.table)
+        has_before = self._loader.exists(self._run, before)
+        if undo.whole_table and columns:
+            self.rows_undone = self._delete(f'DELETE FROM {self._table}')
+            if has_before:
+                self._run(f'DELETE FROM {before}')
+        elif TX_ID in columns:
+            first, *rest = undo_statements(self._table, before if has_before else None, list(columns), undo.runs)
+            self.rows_undone = self._delete(first)
+            for statement in rest:
+                self._run(statement)
+        reached('undo.after')
+
+    def _replace(self, state: StreamState) -> None:
+        before = self._loader.before_images(self._job.key.table)
+        replace_by_key(self._run, self._table, self._names, self._job.key_columns, before)
+        first, kept = state.interval.first, state.window_first_id()
+        replaced = quote(REPLACED_BY)
+        self._run(f'DELETE FROM {before} WHERE {replaced} >= {first} AND {replaced} < {kept}')
+
+    def _delete(self, statement: str) -> int:
+        return self._connection.execute(statement.encode()).rowcount
+
+    def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return run_on(self._connection, sql, values)
+
+
+def run_on(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """One statement; the rows that it gives, none for one that gives no rows."""
+    cursor = connection.execute(sql.encode(), list(values) if values else None)
+    return cursor.fetchall() if cursor.description is not None else []
+
+
+def quote_all(names: Any) -> None:
+    """Refuse names that PostgreSQL would cut short, which could make one of two. Raises ConfigError."""
+    for name in names:
+        if len(str(name).encode()) > _NAME_BYTES:
+            raise ConfigError(
+                f'the name {name!r} is longer than {_NAME_BYTES} bytes, which is all that PostgreSQL keeps of a name',
+                hint='give it a shorter name',
+            )
+        quote(name)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

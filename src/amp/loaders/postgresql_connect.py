@@ -1,0 +1,202 @@
+"""Connections to PostgreSQL: opening them, keeping a few, and saying in one sentence what went wrong."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import errors
+
+from amp.errors import DestinationError, redact
+
+__all__ = ['Connection', 'Connections', 'PostgreSQLConfig', 'begin', 'explained', 'is_transient']
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+# Classes and codes that may be gone the next time: connection, server going down or starting, serialization, deadlock,
+# lock timeout, too many connections, out of memory or of locks for the moment.
+_TRANSIENT = ('08', '57P0', '40001', '40P01', '55P03', '53300', '53200', '25P03')
+_HINTS = {
+    '42501': 'the user lacks a privilege: GRANT it, or use another user',
+    '53100': 'the disk of the server is full; nothing of the unit was kept',
+    '42P01': 'the table is not there: leave out create_table=False to make it',
+    '23505': 'the table has a unique index that the rows break; mode=upsert replaces by key',
+    '23502': 'a column of the table is NOT NULL and the rows have none for it',
+    '22003': 'a number is too large for its column',
+    '40P01': 'another transaction held what this one needed; it is tried again',
+    '55P03': 'another transaction holds the rows; it is tried again',
+}
+
+
+@dataclass(frozen=True)
+class PostgreSQLConfig:
+    """Where the database is. `host` may be the folder of a Unix socket.
+
+    `max_connections` bounds what one loader opens, `connect_timeout` and `lock_timeout` are seconds: how long to wait
+    for the server, and for rows that another transaction holds.
+    """
+
+    host: str
+    database: str
+    port: int = 5432
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    schema: str = 'public'
+    max_connections: int = 10
+    sslmode: str | None = None
+    connect_timeout: int = 10
+    lock_timeout: int = 10
+
+
+class Connections:
+    """At most `max_connections` at a time; what was given back is used again."""
+
+    def __init__(self, config: PostgreSQLConfig) -> None:
+        self._config = config
+        self._free = threading.BoundedSemaphore(max(config.max_connections, 1))
+        self._idle: list[Connection] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> Connection:
+        """An open connection. Raises DestinationError when there is none to be had."""
+        if not self._free.acquire(timeout=self._config.connect_timeout):
+            raise _failed(
+                f'all {self._config.max_connections} connections to PostgreSQL are in use',
+                hint='raise max_connections, or close readers that are done',
+                retryable=True,
+            )
+        try:
+            with self._lock:
+                kept = self._idle.pop() if self._idle else None
+            return kept if kept is not None else _dial(self._config)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def give(self, connection: Connection) -> None:
+        """Take a connection back. One that is in the middle of something is closed, which ends its transaction."""
+        in_use = not connection.closed and connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE
+        if in_use:
+            connection.close()
+        with self._lock:
+            if not connection.closed:
+                self._idle.append(connection)
+        self._free.release()
+
+    def close(self) -> None:
+        """Close what is idle."""
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            connection.close()
+
+    def replace(self, connection: Connection) -> Connection:
+        """Another connection in the place of one that is gone."""
+        connection.close()
+        self.close()
+        return _dial(self._config)
+
+
+def begin(connection: Connection, more: str, config: PostgreSQLConfig) -> None:
+    """Open a transaction; locks are waited for `lock_timeout` seconds. `more` are statements of the same message."""
+    connection.execute(f"BEGIN; SET LOCAL lock_timeout = '{int(config.lock_timeout)}s'; {more}".encode())
+
+
+def _dial(config: PostgreSQLConfig) -> Connection:
+    settings = {
+        'user': config.user,
+        'password': config.password,
+        'sslmode': config.sslmode,
+    }
+    try:
+        return psycopg.connect(
+            host=config.host,
+            port=config.port,
+            dbname=config.database,
+            autocommit=True,
+            # Placeholders are the server's own ($1), so a percent sign in a name means nothing.
+            cursor_factory=psycopg.RawCursor,
+            connect_timeout=config.connect_timeout,
+            application_name='amp',
+            client_encoding='UTF8',
+            keepalives_idle=30,
+            keepalives_interval=10,
+            keepalives_count=3,
+            tcp_user_timeout=60_000,
+            **{key: value for key, value in settings.items() if value is not None},
+        )
+    except psycopg.Error as error:
+        raise _not_connected(config, error) from None
+
+
+def _not_connected(config: PostgreSQLConfig, error: psycopg.Error) -> DestinationError:
+    """Before a session stands the driver has no codes: what the server answered is only in its text."""
+    where = f'{config.host}:{config.port}'
+    text = _clean(config, str(error)).split('failed: ', 2)[-1].splitlines()[0]
+    answered = text.startswith('FATAL')
+    busy = any(
+        word in text for word in ('too many', 'remaining connection', 'starting up', 'shutting down', 'recovery')
+    )
+    if error.pgconn is not None and error.pgconn.needs_password:
+        return _failed(f'PostgreSQL at {where} asks for a password', hint='set `password` in the configuration')
+    if answered and not busy:
+        told = text.removeprefix('FATAL:').strip()
+        return _failed(f'PostgreSQL at {where} refuses: {told}', hint='check user, password and database')
+    if busy:
+        return _failed(f'PostgreSQL at {where} takes no connection now: {text}', hint='try again', retryable=True)
+    permanent = 'SSL' in text or 'invalid' in text
+    return _failed(
+        f'PostgreSQL at {where} cannot be reached: {text}',
+        hint='check sslmode' if permanent else 'check host and port, and that the server is running',
+        retryable=not permanent,
+    )
+
+
+def is_transient(error: BaseException) -> bool:
+    """True when the error may be gone the next time, by its SQLSTATE; a connection that broke has none."""
+    if not isinstance(error, psycopg.Error):
+        return False
+    if error.sqlstate is None:
+        return isinstance(error, psycopg.OperationalError)
+    return error.sqlstate.startswith(_TRANSIENT)
+
+
+@contextmanager
+def explained(config: PostgreSQLConfig, table: str | None = None) -> Iterator[None]:
+    """Errors of the driver as one sentence each, marked by SQLSTATE as worth trying again or not."""
+    try:
+        yield
+    except psycopg.Error as error:
+        told = error.diag.message_primary or (str(error).splitlines() or [type(error).__name__])[0]
+        code = error.sqlstate
+        known = _HINTS.get(code or '')
+        if code is None and isinstance(error, psycopg.OperationalError):
+            known = 'the connection broke; what was committed is read back before going on'
+        where = f'{config.host}:{config.port}/{config.database}'
+        raise _failed(
+            f'PostgreSQL at {where} failed: {_clean(config, told)}' + (f' [{code}]' if code else ''),
+            hint=known,
+            retryable=is_transient(error),
+            table=table,
+            sqlstate=code,
+        ) from error
+
+
+def is_lock_timeout(error: BaseException) -> bool:
+    """True when a lock was waited for in vain."""
+    return isinstance(error, errors.LockNotAvailable)
+
+
+def _failed(message: str, *, hint: str | None, retryable: bool = False, **context: object) -> DestinationError:
+    error = DestinationError(message, hint=hint, **context)
+    error.retryable = retryable
+    return error
+
+
+def _clean(config: PostgreSQLConfig, text: str) -> str:
+    text = redact(text)
+    return text.replace(config.password, '***') if config.password else text
