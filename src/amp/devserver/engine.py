@@ -56,12 +56,14 @@ class Engine:
 
     def prepare(self, statement: Statement) -> Query:
         """Plan the statement against empty tables. Raises QueryError with the server's code and text."""
-        frame = self._frame(statement, self._all_tables())
+        asked: set[TableName] = set()
+        every = [(dataset, table) for dataset, chain in self.datasets.items() for table in chain.schemas]
+        frame = self._frame(statement, every, asked=asked)
         plan = frame.logical_plan()
-        tables = self._tables(plan)
+        _check_references(plan)
         schema = frame.schema()
         incremental.check_names(plan, schema.names)
-        return Query(statement, schema, tables, not incremental.has_union(plan))
+        return Query(statement, schema, tuple(sorted(asked)), not incremental.has_union(plan))
 
     def check_incremental(self, query: Query) -> None:
         """Raises QueryError when the statement cannot be a stream."""
@@ -83,18 +85,22 @@ class Engine:
         except Exception as error:  # DataFusion raises nothing more exact while it executes
             raise _execution_error(error) from error
 
-    def _all_tables(self) -> list[TableName]:
-        return [(dataset, table) for dataset, chain in self.datasets.items() for table in chain.schemas]
-
-    def _frame(self, statement: Statement, names: Iterable[TableName], rows_of: RowsOf = _no_rows) -> DataFrame:
-        context = self._context(names, rows_of)
+    def _frame(
+        self,
+        statement: Statement,
+        names: Iterable[TableName],
+        rows_of: RowsOf = _no_rows,
+        asked: set[TableName] | None = None,
+    ) -> DataFrame:
+        """Plan over these tables; those that DataFusion asks for, in sub-queries too, are put into `asked`."""
+        context = self._context(names, rows_of, set() if asked is None else asked)
         options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
         try:
             return context.sql_with_options(statement.text, options)
         except (ValueError, RuntimeError) as error:
             raise self._planning_error(str(error)) from error
 
-    def _context(self, names: Iterable[TableName], rows_of: RowsOf) -> SessionContext:
+    def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
         # One partition: rows then leave a plan without UNION in the order of the table's rows.
         config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
         context = SessionContext(config)
@@ -111,19 +117,8 @@ class Engine:
             key = f'{dataset}.{table}'
             context.register_record_batches(f'{_STORE}.public."{key}"', [batches])
             tables[dataset, table] = store.table(key)
-        context.register_catalog_provider(_CATALOG, _Datasets(tables))
+        context.register_catalog_provider(_CATALOG, _Datasets(tables, asked))
         return context
-
-    def _tables(self, plan: LogicalPlan) -> tuple[TableName, ...]:
-        found: dict[TableName, None] = {}
-        for catalog, schema, table in incremental.scanned_tables(plan):
-            if catalog is not None:
-                text = f'Catalog-qualified table references are not supported: {catalog}.{schema}.{table}'
-                raise invalid_argument(caused_by('Failed to resolve table references from SQL', text))
-            dataset = _dataset_name(schema or '')
-            if dataset in self.datasets:
-                found[dataset, table] = None
-        return tuple(found)
 
     def _planning_error(self, text: str) -> QueryError:
         if 'ParserError' in text:
@@ -141,6 +136,13 @@ class Engine:
         return f'Dataset not found: {dataset}'
 
 
+def _check_references(plan: LogicalPlan) -> None:
+    for catalog, schema, table in incremental.scanned_tables(plan):
+        if catalog is not None:
+            text = f'Catalog-qualified table references are not supported: {catalog}.{schema}.{table}'
+            raise invalid_argument(caused_by('Failed to resolve table references from SQL', text))
+
+
 def _dataset_name(reference: str) -> str | None:
     """The dataset of `[namespace/]name[@revision]`: the local Amp has one revision of each, under any namespace."""
     match = _REFERENCE.fullmatch(reference)
@@ -155,28 +157,34 @@ def _execution_error(error: Exception) -> QueryError:
 class _Datasets(CatalogProvider):
     """Finds a dataset under every reference that names it."""
 
-    def __init__(self, tables: Mapping[TableName, Table]) -> None:
-        self._datasets: dict[str, dict[str, Table]] = {}
-        for (dataset, name), table in tables.items():
-            self._datasets.setdefault(dataset, {})[name] = table
+    def __init__(self, tables: Mapping[TableName, Table], asked: set[TableName]) -> None:
+        self._tables = tables
+        self._asked = asked
 
     def schema_names(self) -> set[str]:
-        return set(self._datasets)
+        return {dataset for dataset, _ in self._tables}
 
     def schema(self, name: str) -> SchemaProvider | None:  # type: ignore[override]  # what it calls for
-        tables = self._datasets.get(_dataset_name(name) or '')
-        return _Tables(tables) if tables is not None else None
+        dataset = _dataset_name(name)
+        if dataset is None or dataset not in self.schema_names():
+            return None
+        return _Tables(dataset, self._tables, self._asked)
 
 
 class _Tables(SchemaProvider):
-    def __init__(self, tables: Mapping[str, Table]) -> None:
-        self._tables = tables
+    def __init__(self, dataset: str, tables: Mapping[TableName, Table], asked: set[TableName]) -> None:
+        self._dataset = dataset
+        self._all = tables
+        self._asked = asked
 
     def table_names(self) -> set[str]:
-        return set(self._tables)
+        return {table for dataset, table in self._all if dataset == self._dataset}
 
     def table(self, name: str) -> Table | None:
-        return self._tables.get(name)
+        found = self._all.get((self._dataset, name))
+        if found is not None:
+            self._asked.add((self._dataset, name))
+        return found
 
     def table_exist(self, name: str) -> bool:
-        return name in self._tables
+        return (self._dataset, name) in self._all

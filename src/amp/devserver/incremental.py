@@ -40,7 +40,7 @@ def nodes(plan: LogicalPlan) -> Iterator[tuple[str, LogicalPlan]]:
 
 
 def scanned_tables(plan: LogicalPlan) -> list[tuple[str | None, str | None, str]]:
-    """Catalog, schema and name of each table that the plan reads, as the query wrote them."""
+    """Catalog, schema and name of each table, as the query wrote them; those of sub-queries in expressions are not seen."""
     return [node.to_variant().fqn() for kind, node in nodes(plan) if kind == 'TableScan']
 
 
