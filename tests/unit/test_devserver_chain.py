@@ -158,6 +158,9 @@ def test_segments_that_do_not_fit_are_refused():
     chain.extend(good)
     with pytest.raises(KeyError, match='not stored'):
         chain.extend(build_segment([stranger], (1, 1)))
+    chain = Chain('simnet', schemas.EVM_RPC)
+    with pytest.raises(ValueError, match='as its parent'):
+        chain.extend(build_segment([Block(7, '0x' + '55' * 32, '0x' + '55' * 32)], (1, 1)))
     with pytest.raises(ValueError, match='blocks'):
         Simulator(chain).reorg(1, 1)
 

@@ -205,7 +205,10 @@ class Chain:
                     keep = block.number
                     break
                 branch.append((segment, index))
-                if block.parent_hash not in self._known:
+                parent = current.find(block.parent_hash)
+                if parent is not None and parent.number != block.number - 1:
+                    raise ValueError(f'block {block.number} {block.hash} names block {parent.number} as its parent')
+                if parent is None:
                     keep = block.number - 1
                     if current.first is not None and keep >= current.first:
                         raise KeyError(f'the parent of block {block.number} {block.hash} is not stored')

@@ -217,6 +217,11 @@ class LocalAmp:
                 raise TimeoutError(f'block {number} has not come within {timeout} s; the latest is {view.last}')
 
     @property
+    def open_streams(self) -> int:
+        """Streams that are being served now."""
+        return self._server.open_streams if self._server is not None else 0
+
+    @property
     def source_error(self) -> SourceError | None:
         """Why the last attempt to read the node failed; None when it did not."""
         return self._follower.error if self._follower is not None else None

@@ -89,7 +89,7 @@ def start_after(chain: ChainView, cursor: Cursor | None) -> int | None:
         start = cursor.number + 1 if cursor.hash == parent else cursor.number
         return max(start, chain.first)
     start = block.number + 1
-    while block is not None and chain.canonical(block.number) != block:
+    while block is not None and block.number < start and chain.canonical(block.number) != block:
         start = block.number
         block = chain.find(block.parent_hash)
     return max(start, chain.first)

@@ -47,9 +47,6 @@ def _files(folder: Path, table: str) -> list[Path]:
 def _load_dataset(folder: Path, network: str | None) -> Chain:
     names = sorted({p.name.removesuffix('.parquet') for p in folder.iterdir() if p.suffix == '.parquet' or p.is_dir()})
     tables = {name: _read(files) for name in names if (files := _files(folder, name))}
-    for name, table in tables.items():
-        if '_block_num' not in table.schema.names:
-            raise ConfigError(f'{folder / name} has no column _block_num: not a raw table of Amp')
     blocks = _blocks(tables['blocks'])
     chain = Chain(network or _network(_files(folder, 'blocks')[0]), {name: t.schema for name, t in tables.items()})
     try:
@@ -64,6 +61,8 @@ def _read(files: list[Path]) -> pa.Table:
     """All rows by rising block number, in one chunk; the order within a block is kept."""
     parts = [pq.read_table(file).replace_schema_metadata(None) for file in files]
     table = pa.concat_tables(parts)
+    if '_block_num' not in table.schema.names:
+        raise ConfigError(f'{files[0]} has no column _block_num: not a raw table of Amp')
     numbers = table.column('_block_num').to_numpy()
     if np.any(numbers[1:] < numbers[:-1]):
         table = table.take(np.argsort(numbers, kind='stable'))

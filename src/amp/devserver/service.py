@@ -79,7 +79,10 @@ class _HeadersFactory(fl.ServerMiddlewareFactory):
 
 
 class AmpFlightServer(fl.FlightServerBase):
-    """Serves an engine's datasets. `close` ends the open streams and then the server."""
+    """Serves an engine's datasets. `close` ends the open streams and then the server.
+
+    `open_streams` counts the streams whose clients are still there.
+    """
 
     def __init__(
         self,
@@ -94,6 +97,8 @@ class AmpFlightServer(fl.FlightServerBase):
         self._faults = faults
         self._max_blocks = microbatch_max_blocks
         self._stopping = threading.Event()
+        self._open_lock = threading.Lock()
+        self.open_streams = 0
         super().__init__(location, middleware={'headers': _HeadersFactory(token)})
 
     def close(self, timeout: float = 10) -> None:
@@ -239,10 +244,18 @@ class AmpFlightServer(fl.FlightServerBase):
         self, query: Query, chain: Chain, first: tuple[Snapshot, BlockRange], gone: Callable[[], bool]
     ) -> Iterator[Message]:
         view, block_range = first
-        while True:
-            yield from self._faults.apply(self._microbatch(query, view, block_range), gone)
-            cursor = Cursor(block_range.end, block_range.hash or '')
-            view, block_range = self._wait(chain, cursor, gone)
+        self._count(+1)
+        try:
+            while True:
+                yield from self._faults.apply(self._microbatch(query, view, block_range), gone)
+                cursor = Cursor(block_range.end, block_range.hash or '')
+                view, block_range = self._wait(chain, cursor, gone)
+        finally:
+            self._count(-1)
+
+    def _count(self, change: int) -> None:
+        with self._open_lock:
+            self.open_streams += change
 
     def _microbatch(self, query: Query, view: Snapshot, block_range: BlockRange) -> Iterator[Message]:
         blocks = (block_range.start, block_range.end)
