@@ -192,11 +192,11 @@ class LocalAmp:
         """Add blocks; queries see them on return."""
         self._node().mine(blocks)
 
-    def reorg(self, depth: int, *, extend: int = 1) -> None:
+    def reorg(self, depth: int, extend: int = 1) -> None:
         """Replace the last `depth` blocks and grow by `extend`; with 0 nothing is seen before the chain is higher."""
         self._node().reorg(depth, extend)
 
-    def switch_back(self, *, extend: int = 1) -> None:
+    def switch_back(self, extend: int = 1) -> None:
         """Return to the branch that was left last, grown `extend` blocks above the present head."""
         self._node().switch_back(extend)
 

@@ -7,6 +7,7 @@ were mined, and a branch that returns has the same rows. Logs look like ERC-20 t
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ class Simulator:
         self._blocks: dict[str, Block] = {}
         self._head: Block | None = None
         self._abandoned: list[Block] = []
+        # A fault may fork the chain from a server's thread while a test mines.
+        self._one_at_a_time = threading.RLock()
 
     @property
     def head(self) -> Block | None:
@@ -67,29 +70,32 @@ class Simulator:
 
     def mine(self, blocks: int) -> None:
         """Add blocks on top of the head, and let the store follow."""
-        self._extend(blocks)
-        self.sync()
+        with self._one_at_a_time:
+            self._extend(blocks)
+            self.sync()
 
     def reorg(self, depth: int, extend: int) -> None:
         """Replace the last `depth` blocks and add `extend` more; with 0 the store does not notice until it grows."""
-        fork = self._ancestor(depth)
-        if self._head is not None:
-            self._abandoned.append(self._head)
-        self._head = fork
-        self._branch += 1
-        self._extend(depth + extend)
-        self.sync()
+        with self._one_at_a_time:
+            fork = self._ancestor(depth)
+            if self._head is not None:
+                self._abandoned.append(self._head)
+            self._head = fork
+            self._branch += 1
+            self._extend(depth + extend)
+            self.sync()
 
     def switch_back(self, extend: int) -> None:
         """Return to the branch that was left last, and grow it `extend` blocks above the present head."""
-        if not self._abandoned or self._head is None:
-            raise ValueError('there is no earlier branch to return to')
-        left, height = self._head, self._head.number
-        self._head = self._abandoned.pop()
-        self._abandoned.append(left)
-        self._branch += 1
-        self._extend(height + extend - self._head.number)
-        self.sync()
+        with self._one_at_a_time:
+            if not self._abandoned or self._head is None:
+                raise ValueError('there is no earlier branch to return to')
+            left, height = self._head, self._head.number
+            self._head = self._abandoned.pop()
+            self._abandoned.append(left)
+            self._branch += 1
+            self._extend(height + extend - self._head.number)
+            self.sync()
 
     def sync(self) -> None:
         """Bring the store to the node's head, if that is higher than what the store has."""
