@@ -73,7 +73,7 @@ def from_flight(error: BaseException, endpoint: Endpoint, query: str | None = No
             f'{where} did not answer in time', hint=_hint_unreachable(endpoint), endpoint=where, query=query,
             code='DEADLINE_EXCEEDED',
         )  # fmt: skip
-    if isinstance(error, fl.FlightUnavailableError | fl.FlightCancelledError) or _DROPPED.search(str(error)):
+    if isinstance(error, fl.FlightUnavailableError | fl.FlightCancelledError) or _DROPPED.search(text or str(error)):
         code = 'CANCELLED' if isinstance(error, fl.FlightCancelledError) else 'UNAVAILABLE'
         return _unreachable(text, endpoint, query, code)
     if _is_exhausted(error, text):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ['load_query', 'stream_query']
 
-_SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict', 'backoff'}
+_SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict'}
 
 
 def load_query(loader: DataLoader[Any], reader: pa.RecordBatchReader, table: str, **options: Any) -> LoadResult:

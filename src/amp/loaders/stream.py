@@ -124,13 +124,13 @@ class StreamEngine:
         self._ranges: list[BlockRange] = []
         self._dirty_since = 0.0
         self._prepared = False
+        self._answered = False
         self._commits = 0
 
     def run(self) -> Iterator[LoadResult]:
         """Results for ever, or until the source ends for good. Raises AmpError when a unit fails for good."""
         self._start()
         backoff = self._settings.backoff.start()
-        connected_once = False
         last_progress = time.monotonic()
         while True:
             commits = self._commits
@@ -139,12 +139,11 @@ class StreamEngine:
                     self._retake()
                     yield from self._settle_doubt()
                 source = self._connect(self._machine.committed.position or None)
-                connected_once = True
                 if (yield from self._follow(source)):
                     return
                 failure: AmpError | None = None
             except (SourceError, DestinationError) as error:
-                if not error.retryable or isinstance(error, StaleEpochError) or not connected_once:
+                if not error.retryable or isinstance(error, StaleEpochError) or not self._answered:
                     raise
                 failure = error
             if self._commits != commits:
@@ -165,6 +164,7 @@ class StreamEngine:
         try:
             while True:
                 response = source.get(self._patience())
+                self._answered = True
                 if response is END:
                     yield from self._at_end(source)
                     return not source.repeatable

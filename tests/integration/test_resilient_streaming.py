@@ -1,0 +1,151 @@
+"""A stream whose server misbehaves: cut, ended early, repeated, restarted, broken. Rows stay exact."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import closing
+
+import pytest
+
+from amp.devserver import LocalAmp
+from amp.errors import ConnectError, LoadError, ProtocolError, QueryError
+from amp.loaders.implementations.duckdb_loader import DuckDBLoader
+from tests.support.following import SQL, at_head, expected, follow, position, stored, until_head
+
+pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
+
+
+@pytest.fixture
+def amp():
+    with LocalAmp.simulate(seed=5, blocks=40, logs_per_block=6, microbatch_max_blocks=10) as server:
+        server.faults.split(7)
+        yield server
+
+
+@pytest.fixture
+def destination(tmp_path):
+    return f'duckdb:///{tmp_path}/chain.db'
+
+
+@pytest.mark.parametrize('after_batches', [0, 1, 4])
+@pytest.mark.parametrize('how', ['cut', 'end_early'])
+def test_a_connection_lost_inside_a_microbatch(amp, destination, how, after_batches):
+    fault = getattr(amp.faults, how)(after_batches=after_batches, at_block=25, times=2)
+    until_head(amp, destination)
+    assert fault.fired == 2
+    assert stored(destination) == expected(amp)
+
+
+def test_keep_alives_and_repeats_change_nothing(amp, destination):
+    amp.faults.keep_alives()
+    amp.faults.repeat_microbatch(times=3)
+    until_head(amp, destination)
+    assert stored(destination) == expected(amp)
+
+
+def test_a_server_that_restarts(amp, destination):
+    with closing(follow(amp, destination)) as stream:
+        for result in stream:
+            if at_head(amp, result):
+                break
+        amp.stop()
+        amp.mine(3)
+        threading.Timer(0.3, amp.start).start()
+        for result in stream:
+            if at_head(amp, result):
+                break
+    assert stored(destination) == expected(amp)
+
+
+def test_reorgs_while_it_follows(amp, destination):
+    with closing(follow(amp, destination)) as stream:
+        for depth in (3, 10, 14, 1, 25, None, None, 2):
+            if depth is None:
+                amp.switch_back()
+            else:
+                amp.reorg(depth)
+            for result in stream:
+                if at_head(amp, result):
+                    break
+    assert stored(destination) == expected(amp)
+
+
+def test_under_backlog_microbatches_share_a_commit_and_keep_their_own_ids(tmp_path):
+    with LocalAmp.simulate(seed=5, blocks=400, logs_per_block=3, microbatch_max_blocks=2) as amp:
+        destination = f'duckdb:///{tmp_path}/chain.db'
+        results = until_head(amp, destination)
+        assert len(results) < 60, f'{len(results)} commits for 200 microbatches'
+        with DuckDBLoader({'url': destination}) as loader:
+            [(ids,)] = loader.connection.execute('SELECT count(DISTINCT _amp_tx_id) FROM logs').fetchall()
+        assert ids == 200
+        amp.reorg(3)
+        again = until_head(amp, destination)
+        undone = [r.metadata['rows_undone'] for r in again if r.is_reorg]
+        assert sum(undone) <= 12, 'an undo takes back microbatches, not the commit they came with'
+        assert stored(destination) == expected(amp)
+
+
+def test_metadata_that_breaks_a_rule_stops_the_stream_where_it_stands(amp, destination):
+    amp.faults.override_metadata(b'{"ranges":[{"numbers":{"start":20,"end":', at_block=25)
+    seen = []
+    with pytest.raises(ProtocolError, match='not JSON'):
+        seen.extend(iter_until_error(amp, destination))
+    with DuckDBLoader({'url': destination}) as loader:
+        [info] = loader.list_streams()
+    assert info.state.position.to_dict()[amp.network]['number'] < 30
+    assert {row[0] for row in stored(destination)} == set(
+        range(info.state.position.to_dict()[amp.network]['number'] + 1)
+    )
+    amp.faults.clear()
+    until_head(amp, destination)
+    assert stored(destination) == expected(amp)
+
+
+def iter_until_error(amp, destination):
+    with closing(follow(amp, destination, commit_rows=1)) as stream:
+        yield from stream
+
+
+def test_a_server_that_is_not_there_is_said_at_once(destination, tmp_path):
+    gone = LocalAmp.simulate(seed=1, blocks=1)
+    with gone:
+        pass
+    with pytest.raises(ConnectError):
+        next(follow(gone, destination))
+
+
+def test_a_query_that_cannot_stream_is_said_at_once(amp, destination):
+    with pytest.raises(QueryError, match='non-incremental'):
+        next(follow(amp, destination, sql='SELECT count(*) AS n FROM eth_rpc.logs'))
+
+
+def test_a_destination_that_refuses_stops_the_stream_and_moves_nothing(amp, destination):
+    with DuckDBLoader({'url': destination}) as loader:
+        loader.connection.execute('CREATE TABLE logs (something VARCHAR)')
+    with pytest.raises(Exception, match='logs') as raised:
+        next(follow(amp, destination))
+    assert isinstance(raised.value, LoadError) or raised.value.exit_code == 5
+    with DuckDBLoader({'url': destination}) as loader:
+        [info] = loader.list_streams()
+        assert not info.state.position
+
+
+def test_nothing_synced_yet_is_waited_for(tmp_path):
+    destination = f'duckdb:///{tmp_path}/chain.db'
+    with LocalAmp.simulate(seed=2, blocks=0, logs_per_block=2) as amp:
+        threading.Timer(0.3, amp.mine, [3]).start()
+        with closing(follow(amp, destination)) as stream:
+            result = next(r for r in stream if position(r).get(amp.network, (0,))[0] == 2)
+        assert result.success
+        assert stored(destination) == expected(amp)
+
+
+def test_a_plain_load_of_a_result_that_breaks_leaves_nothing(amp, destination):
+    from amp.client import Client
+
+    amp.faults.cut(after_batches=2)
+    with pytest.raises(ConnectError):
+        Client(amp.url).sql(SQL).load(destination, 'logs')
+    with DuckDBLoader({'url': destination}) as loader:
+        assert not loader.table_exists('logs')
+    assert Client(amp.url).sql(SQL).load(destination, 'logs').rows_loaded == 240
