@@ -8,6 +8,7 @@ of the signatures and of no key: an alias of a destination finds the same state.
 from __future__ import annotations
 
 import hashlib
+import os
 import struct
 import threading
 import time
@@ -378,9 +379,11 @@ def _lmdb_store(options: dict[str, object], connection_name: str | None) -> Stre
             'lmdb state needs `connection_name`, the name that tells this destination from others',
             hint="state={'storage': 'lmdb', 'connection_name': ...}",
         )
+    if not isinstance(data_dir, str | os.PathLike):
+        raise ConfigError(f'`state.data_dir` is a folder, not {data_dir!r}')
     from amp.streaming.lmdb_state import LMDBStreamStateStore
 
-    return LMDBStreamStateStore(name, str(data_dir))
+    return LMDBStreamStateStore(name, data_dir)
 
 
 def _stream_key(table: str, stream: str | None) -> tuple[str, str]:
