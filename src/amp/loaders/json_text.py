@@ -7,21 +7,26 @@ Integers and decimals are JSON numbers, exact; bytes are `0x` and hex digits; a 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.types as pt
 
 from amp.errors import SchemaError
 
 __all__ = ['has_nul', 'hex_text', 'is_bytes', 'is_list', 'is_text', 'json_text', 'plain']
 
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+Column: TypeAlias = 'pa.Array[Any]'
+
 _QUOTE = pa.scalar('"')
 _ESCAPES = {chr(n): f'\\u{n:04x}' for n in range(1, 32)} | {'\n': '\\n', '\r': '\\r', '\t': '\\t'}
 
 
-def json_text(column: pa.Array) -> pa.Array:
+def json_text(column: Any) -> Column:
     """One JSON text for each value of `column`, null where it is null. Raises SchemaError for what JSON cannot hold."""
     kind = column.type
     if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
@@ -58,20 +63,23 @@ def is_bytes(kind: pa.DataType) -> bool:
     )
 
 
-def plain(column: pa.Array) -> pa.Array:
+def plain(column: Any) -> Column:
     """The column without dictionary or run-end encoding."""
+    decoded: Column = column
     if pt.is_dictionary(column.type):
-        return column.dictionary_decode()
-    return pc.run_end_decode(column) if pt.is_run_end_encoded(column.type) else column
+        decoded = column.dictionary_decode()
+    elif pt.is_run_end_encoded(column.type):
+        decoded = pc.run_end_decode(column)
+    return decoded
 
 
-def has_nul(column: pa.Array) -> bool:
+def has_nul(column: Column) -> bool:
     """True when a text of the column (`string` or `large_string`) holds the character NUL."""
     data = _data(column, 'i' if pt.is_string(column.type) else 'q')
     return data is not None and b'\x00' in data.to_pybytes()
 
 
-def hex_text(column: pa.Array) -> pa.Array:
+def hex_text(column: Column) -> Column:
     """`0x` and two hex digits a byte."""
     bytes_ = column.cast(pa.large_binary())
     offsets = pa.Array.from_buffers(pa.int64(), len(bytes_) + 1, [None, bytes_.buffers()[1]], offset=bytes_.offset)
@@ -84,7 +92,7 @@ def hex_text(column: pa.Array) -> pa.Array:
     return _null_where(column, _joined('0x', texts))
 
 
-def _scalar(column: pa.Array) -> pa.Array:
+def _scalar(column: Column) -> Column:
     kind = column.type
     if is_bytes(kind):
         return _quoted(hex_text(column))
@@ -93,14 +101,15 @@ def _scalar(column: pa.Array) -> pa.Array:
     if pt.is_floating(kind):
         wide = column.cast(pa.float64()) if pt.is_float16(kind) else column
         texts = wide.cast(pa.string())
-        return pc.if_else(pc.is_finite(wide), texts, _quoted(texts))
+        numbers: Column = pc.if_else(pc.is_finite(wide), texts, _quoted(texts))
+        return numbers
     if pt.is_duration(kind):
         return column.cast(pa.int64()).cast(pa.string())
     texts = column.cast(pa.string())
     return texts if pt.is_integer(kind) or pt.is_decimal(kind) or pt.is_boolean(kind) else _quoted(texts)
 
 
-def _escaped(column: pa.Array) -> pa.Array:
+def _escaped(column: Column) -> Column:
     if has_nul(column):
         raise SchemaError('a text holds the character NUL, which JSON in a database cannot hold')
     texts = pc.replace_substring(pc.replace_substring(column, '\\', '\\\\'), '"', '\\"')
@@ -110,7 +119,7 @@ def _escaped(column: pa.Array) -> pa.Array:
     return _quoted(texts)
 
 
-def _object(column: pa.Array) -> pa.Array:
+def _object(column: Any) -> Column:
     names = [field.name for field in column.type]
     if len(set(names)) < len(names):
         raise SchemaError(f'a struct has two fields of one name: {", ".join(names)}')
@@ -123,7 +132,7 @@ def _object(column: pa.Array) -> pa.Array:
     return _null_where(column, _joined(*parts, '}'))
 
 
-def _list(column: pa.Array) -> pa.Array:
+def _list(column: Any) -> Column:
     lengths = pc.fill_null(pc.list_value_length(column), 0).cast(pa.int32())
     offsets = pa.concat_arrays([pa.array([0], pa.int32()), pc.cumulative_sum(lengths)])
     texts = pc.fill_null(json_text(column.flatten()), 'null')
@@ -131,19 +140,21 @@ def _list(column: pa.Array) -> pa.Array:
     return _null_where(column, _joined('[', joined, ']'))
 
 
-def _quoted(texts: pa.Array) -> pa.Array:
+def _quoted(texts: Column) -> Column:
     return _joined(_QUOTE, texts, _QUOTE)
 
 
-def _joined(*parts: Any) -> pa.Array:
-    return pc.binary_join_element_wise(*parts, '')
+def _joined(*parts: Any) -> Column:
+    texts: Column = pc.binary_join_element_wise(*parts, '')
+    return texts
 
 
-def _null_where(column: pa.Array, texts: pa.Array) -> pa.Array:
-    return pc.if_else(pc.is_valid(column), texts, None) if column.null_count else texts
+def _null_where(column: Column, texts: Column) -> Column:
+    masked: Column = pc.if_else(pc.is_valid(column), texts, None) if column.null_count else texts
+    return masked
 
 
-def _data(column: pa.Array, code: str) -> pa.Buffer | None:
+def _data(column: Column, code: Literal['i', 'q']) -> pa.Buffer | None:
     """The bytes that the values of a column with offsets take up."""
     _, offsets, data = column.buffers()
     if data is None or offsets is None or not len(column):

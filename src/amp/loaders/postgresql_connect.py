@@ -37,7 +37,7 @@ class PostgreSQLConfig:
     """Where the database is. `host` may be the folder of a Unix socket.
 
     `max_connections` bounds what one loader opens, `connect_timeout` and `lock_timeout` are seconds: how long to wait
-    for the server, and for rows that another transaction holds.
+    for the server, and for rows that another transaction holds. `application_name` is what the server shows of us.
     """
 
     host: str
@@ -50,6 +50,7 @@ class PostgreSQLConfig:
     sslmode: str | None = None
     connect_timeout: int = 10
     lock_timeout: int = 10
+    application_name: str = 'amp'
 
 
 class Connections:
@@ -107,7 +108,7 @@ def begin(connection: Connection, more: str, config: PostgreSQLConfig) -> None:
 
 
 def _dial(config: PostgreSQLConfig) -> Connection:
-    settings = {
+    settings: dict[str, Any] = {
         'user': config.user,
         'password': config.password,
         'sslmode': config.sslmode,
@@ -121,7 +122,7 @@ def _dial(config: PostgreSQLConfig) -> Connection:
             # Placeholders are the server's own ($1), so a percent sign in a name means nothing.
             cursor_factory=psycopg.RawCursor,
             connect_timeout=config.connect_timeout,
-            application_name='amp',
+            application_name=config.application_name,
             client_encoding='UTF8',
             keepalives_idle=30,
             keepalives_interval=10,
@@ -148,7 +149,7 @@ def _not_connected(config: PostgreSQLConfig, error: psycopg.Error) -> Destinatio
         return _failed(f'PostgreSQL at {where} refuses: {told}', hint='check user, password and database')
     if busy:
         return _failed(f'PostgreSQL at {where} takes no connection now: {text}', hint='try again', retryable=True)
-    permanent = 'SSL' in text or 'invalid' in text
+    permanent = any(word in text for word in ('sslmode', 'does not support SSL', 'certificate'))
     return _failed(
         f'PostgreSQL at {where} cannot be reached: {text}',
         hint='check sslmode' if permanent else 'check host and port, and that the server is running',
@@ -175,7 +176,7 @@ def explained(config: PostgreSQLConfig, table: str | None = None) -> Iterator[No
         code = error.sqlstate
         known = _HINTS.get(code or '')
         if code is None and isinstance(error, psycopg.OperationalError):
-            known = 'the connection broke; what was committed is read back before going on'
+            known = 'the connection broke: a stream goes on from what is committed; look before repeating a plain load'
         where = f'{config.host}:{config.port}/{config.database}'
         raise _failed(
             f'PostgreSQL at {where} failed: {_clean(config, told)}' + (f' [{code}]' if code else ''),
@@ -199,4 +200,6 @@ def _failed(message: str, *, hint: str | None, retryable: bool = False, **contex
 
 def _clean(config: PostgreSQLConfig, text: str) -> str:
     text = redact(text)
-    return text.replace(config.password, '***') if config.password else text
+    # A password that is also a name would only make the sentence unreadable.
+    plain = {None, '', config.user, config.database, config.host, config.schema}
+    return text if config.password in plain else text.replace(str(config.password), '***')

@@ -13,17 +13,17 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pgpq
 import pgpq.encoders
 import pgpq.schema
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.types as pt
 
-from amp.errors import SchemaError
+from amp.errors import DestinationError, SchemaError
 from amp.loaders.json_text import has_nul, is_bytes, is_list, is_text, json_text, plain
 from amp.loaders.sql import quote
 
@@ -34,10 +34,15 @@ _TYPE_NAME = re.compile(
     r'(?P<base>[a-z ]+?)\s*(?:\((?P<numbers>-?\d+(?:,-?\d+)?)\))?(?P<zone> with(?:out)? time zone)?'
 )
 _INTEGERS = {'smallint': pa.int16(), 'integer': pa.int32(), 'bigint': pa.int64()}
+_CLOCKS = {'timestamp', 'time', 'interval'}
 # What PostgreSQL's dates and timestamps reach back to (4713 BC), and the last of its dates, counted from 1970.
 _FIRST_MICROSECOND, _FIRST_DAY, _LAST_DAY = -210_866_803_200_000_000, -2_440_588, 2_145_042_905
 
-Convert = Callable[[pa.Array], pa.Array]
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+Column: TypeAlias = 'pa.Array[Any]'
+Convert: TypeAlias = Callable[[Column], Column]
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class _Plan:
 
     wire: pa.DataType
     convert: Convert | None = None
-    check: Callable[[pa.Array], str | None] | None = None
+    check: Callable[[Column], str | None] | None = None
     is_jsonb: bool = False
 
 
-def column_type(field: pa.Field) -> str:
+def column_type(field: pa.Field[Any]) -> str:
     """The PostgreSQL type of a new column that holds every value of `field`. Raises SchemaError."""
     found = _default(field.type)
     if found is None:
@@ -58,7 +63,7 @@ def column_type(field: pa.Field) -> str:
     return found
 
 
-def _default(kind: pa.DataType) -> str | None:
+def _default(kind: Any) -> str | None:
     if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
         return _default(kind.value_type)
     if is_list(kind):
@@ -142,15 +147,15 @@ class CopyInto:
         self._types = types
         self._encoder: CopyEncoder | None = None
         self._context: Any = None
-        self._copy: psycopg.Copy[Any]
+        self._copy: psycopg.Copy
 
     def write(self, batch: pa.RecordBatch) -> int:
         """Send the rows of a batch; their number."""
-        if self._encoder is None or not self._encoder.schema.equals(batch.schema):
+        encoder = self._encoder
+        if encoder is None or not encoder.schema.equals(batch.schema):
             self.finish()
-            self._open(batch.schema)
-        assert self._encoder is not None
-        for data in self._encoder.rows(batch):
+            encoder = self._open(batch.schema)
+        for data in encoder.rows(batch):
             self._copy.write(data)
         return batch.num_rows
 
@@ -169,7 +174,7 @@ class CopyInto:
             with suppress(psycopg.Error, _AbandonedError):
                 context.__exit__(_AbandonedError, _AbandonedError(), None)
 
-    def _open(self, schema: pa.Schema) -> None:
+    def _open(self, schema: pa.Schema) -> CopyEncoder:
         encoder = CopyEncoder(schema, self._types)
         columns = ', '.join(quote(name) for name in schema.names)
         self._context = self._connection.cursor().copy(
@@ -178,14 +183,17 @@ class CopyInto:
         self._copy = self._context.__enter__()
         self._copy.write(encoder.header())
         self._encoder = encoder
+        return encoder
 
 
 class _AbandonedError(Exception):
     """Ends a COPY from this side."""
 
 
-def _plan(field: pa.Field, types: Mapping[str, str]) -> _Plan:
+def _plan(field: pa.Field[Any], types: Mapping[str, str]) -> _Plan:
     target = types.get(field.name)
+    if not types:
+        raise DestinationError('the table does not exist', hint='leave out create_table=False to make it')
     if target is None:
         raise SchemaError(
             f'the table has no column {field.name!r}', hint=f'its columns: {", ".join(types)}', column=field.name
@@ -205,7 +213,7 @@ def _plan(field: pa.Field, types: Mapping[str, str]) -> _Plan:
     return plan
 
 
-def _plan_of(kind: pa.DataType, target: str) -> _Plan | None:
+def _plan_of(kind: Any, target: str) -> _Plan | None:
     if pt.is_null(kind):
         return _Plan(pa.binary())
     if target.endswith('[]'):
@@ -214,16 +222,14 @@ def _plan_of(kind: pa.DataType, target: str) -> _Plan | None:
         convert = None if is_text(kind) else json_text
         return _Plan(pa.string(), convert, _without_nul, is_jsonb=target == 'jsonb')
     parsed = _TYPE_NAME.fullmatch(target)
-    if parsed is None:
-        return None
-    if parsed['base'] == 'numeric':
+    if parsed is not None and parsed['base'] == 'numeric':
         return _numeric_plan(kind, parsed['numbers'])
-    if parsed['base'] in {'timestamp', 'time', 'interval'} and parsed['numbers'] not in {None, '6'}:
-        return None
-    return _scalar_plan(kind, parsed['base'] + (parsed['zone'] or ''))
+    # A column of fewer digits than microseconds would round.
+    is_coarse = parsed is not None and parsed['base'] in _CLOCKS and parsed['numbers'] not in {None, '6'}
+    return _scalar_plan(kind, parsed['base'] + (parsed['zone'] or '')) if parsed and not is_coarse else None
 
 
-def _scalar_plan(kind: pa.DataType, base: str) -> _Plan | None:
+def _scalar_plan(kind: Any, base: str) -> _Plan | None:
     plan: _Plan | None = None
     if base in _INTEGERS and pt.is_integer(kind):
         plan = _Plan(_INTEGERS[base])
@@ -250,7 +256,7 @@ def _scalar_plan(kind: pa.DataType, base: str) -> _Plan | None:
     return plan
 
 
-def _numeric_plan(kind: pa.DataType, numbers: str | None) -> _Plan | None:
+def _numeric_plan(kind: Any, numbers: str | None) -> _Plan | None:
     scale = int(numbers.partition(',')[2] or 0) if numbers is not None else None
     if pt.is_uint64(kind) and (scale is None or scale >= 0):
         return _Plan(kind)
@@ -265,7 +271,7 @@ def _numeric_plan(kind: pa.DataType, numbers: str | None) -> _Plan | None:
     return _Plan(pa.decimal128(kind.precision, kind.scale))
 
 
-def _array_plan(kind: pa.DataType, inner_target: str) -> _Plan | None:
+def _array_plan(kind: Any, inner_target: str) -> _Plan | None:
     """Only of values whose wire form is a cast away: the type of the elements is written beside them."""
     if not is_list(kind):
         return None
@@ -276,14 +282,14 @@ def _array_plan(kind: pa.DataType, inner_target: str) -> _Plan | None:
     if getattr(inner.wire, 'tz', None) is not None or is_list(kind.value_type) or inner.wire == pa.duration('us'):
         return None
     check = inner.check
-    return _Plan(pa.list_(inner.wire), check=None if check is None else lambda column: check(column.flatten()))
+    return _Plan(pa.list_(inner.wire), check=None if check is None else lambda column: check(pc.list_flatten(column)))
 
 
 def _after(first: Convert, then: Convert | None) -> Convert:
     return first if then is None else lambda column: then(first(column))
 
 
-def _sent(name: str, column: pa.Array, plan: _Plan) -> pa.Array:
+def _sent(name: str, column: Column, plan: _Plan) -> Column:
     try:
         if plan.convert is not None:
             column = plan.convert(column)
@@ -305,21 +311,21 @@ def _unfit(name: str, error: pa.ArrowInvalid) -> str:
     return f'column {name!r} has a value that its type in PostgreSQL cannot hold: {error}'
 
 
-def _without_nul(column: pa.Array) -> str | None:
+def _without_nul(column: Column) -> str | None:
     return 'has a text with the character NUL, which PostgreSQL cannot hold' if has_nul(column) else None
 
 
-def _a_date(column: pa.Array) -> str | None:
+def _a_date(column: Column) -> str | None:
     inside = _between(column.cast(pa.int32()), _FIRST_DAY, _LAST_DAY)
     return None if inside else 'has a date that PostgreSQL cannot hold'
 
 
-def _a_timestamp(column: pa.Array) -> str | None:
+def _a_timestamp(column: Column) -> str | None:
     inside = _between(column.cast(pa.int64()), _FIRST_MICROSECOND, None)
     return None if inside else 'has a time before 4713 BC, which PostgreSQL cannot hold'
 
 
-def _between(numbers: pa.Array, first: int, last: int | None) -> bool:
+def _between(numbers: Column, first: int, last: int | None) -> bool:
     ends = pc.min_max(numbers)
     low, high = ends['min'], ends['max']
     if not low.is_valid:
@@ -331,21 +337,21 @@ def _between(numbers: pa.Array, first: int, last: int | None) -> bool:
 # PostgreSQL's numeric: how many digits, weight of the first, sign, scale (16 bits each), then digits of base 10,000.
 
 
-def _numeric_from_decimal(column: pa.Array) -> pa.Array:
+def _numeric_from_decimal(column: Column) -> Column:
     scale = column.type.scale
     wide = column if pt.is_decimal256(column.type) else column.cast(pa.decimal256(76, scale))
     whole = pa.Array.from_buffers(pa.decimal256(76, 0), len(wide), wide.buffers(), offset=wide.offset)
     return _numeric(whole.cast(pa.string()), scale)
 
 
-def _numeric_from_text(column: pa.Array) -> pa.Array:
+def _numeric_from_text(column: Column) -> Column:
     texts = column.cast(pa.string())
     if pc.any(pc.invert(pc.match_substring_regex(texts, '^-?[0-9]{1,1000}$'))) == pa.scalar(True):
         raise SchemaError('a text is not a whole number', hint='a numeric column takes decimal digits only')
     return _numeric(texts, 0)
 
 
-def _numeric(texts: pa.Array, scale: int) -> pa.Array:
+def _numeric(texts: Column, scale: int) -> Column:
     """Whole numbers as text, times ten to the `-scale`, in PostgreSQL's binary form."""
     negative = pc.fill_null(pc.starts_with(texts, '-'), False)
     digits = pc.utf8_ltrim(pc.fill_null(texts, '0'), characters='-')
@@ -355,7 +361,8 @@ def _numeric(texts: pa.Array, scale: int) -> pa.Array:
     padded = pc.utf8_lpad(digits, width=4 * groups - after, padding='0')
     padded = pc.utf8_rpad(padded, width=4 * groups, padding='0')
     fours = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4), len(texts) * groups, [None, padded.buffers()[2]])
-    body = array('H', fours.cast(pa.string()).cast(pa.uint16()).buffers()[1].to_pybytes()[: 2 * groups * len(texts)])
+    values: Any = fours.cast(pa.string()).cast(pa.uint16())
+    body = array('H', values.buffers()[1].to_pybytes()[: 2 * groups * len(texts)])
     if sys.byteorder == 'little':
         body.byteswap()
     weight = groups - 1 - (scale + after) // 4
@@ -367,4 +374,5 @@ def _numeric(texts: pa.Array, scale: int) -> pa.Array:
         pa.binary(2 * groups), len(texts), [None, pa.py_buffer(body.tobytes())]
     )
     joined = pc.binary_join_element_wise(pc.if_else(negative, *heads), columns.cast(pa.binary()), b'')
-    return pc.if_else(pc.is_valid(texts), joined, None)
+    sent: Column = pc.if_else(pc.is_valid(texts), joined, None)
+    return sent

@@ -15,7 +15,7 @@ __all__ = ['read_batches', 'read_schema']
 
 _ROWS = 8_192
 _NUMERIC = re.compile(r'numeric\((\d+),(-?\d+)\)')
-_TYPES = {
+_TYPES: dict[str, pa.DataType] = {
     'smallint': pa.int16(),
     'integer': pa.int32(),
     'bigint': pa.int64(),

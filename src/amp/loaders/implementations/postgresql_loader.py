@@ -72,12 +72,17 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def connect(self) -> None:
         """Connect, and make the schema when it is not there. Raises DestinationError."""
         self._connections = Connections(self.config)
+        self._stamped_tables: set[str] = set()
         self._connection = self._connections.take()
+        try:
+            with self.explained():
+                # Asked first: CREATE ... IF NOT EXISTS wants the privilege also when there is nothing to do.
+                if not self.run('SELECT 1 FROM pg_namespace WHERE nspname = $1', (self.config.schema,)):
+                    self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+        except BaseException:
+            self.disconnect()
+            raise
         self._is_connected = True
-        with self.explained():
-            # Asked first: CREATE ... IF NOT EXISTS wants the privilege also when there is nothing to do.
-            if not self.run('SELECT 1 FROM pg_namespace WHERE nspname = $1', (self.config.schema,)):
-                self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
 
     def disconnect(self) -> None:
         """Close every connection."""
@@ -91,6 +96,14 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         """By SQLSTATE: a broken connection, a deadlock, a lock that was waited for in vain, and their like."""
         return is_transient(error)
 
+    def prepare_table(self, schema: pa.Schema, table_name: str, create_table: bool) -> None:
+        """Make the table once, and once more look at it when rows with stamps come: it may have been loaded without."""
+        if TX_ID in schema.names and table_name not in self._stamped_tables:
+            self._created_tables.discard(table_name)
+        super().prepare_table(schema, table_name, create_table)
+        if TX_ID in schema.names:
+            self._stamped_tables.add(table_name)
+
     # Plain loads
 
     @contextmanager
@@ -100,7 +113,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             try:
                 yield
             except BaseException:
-                if not self.connection.closed:
+                if not self._connection_broke():
                     self.connection.execute('ROLLBACK')
                 raise
             self.connection.execute('COMMIT')
@@ -278,9 +291,12 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
 
     def refuse_if_taken(self, key: StreamKey, state: StreamState) -> None:
         """Raises StaleEpochError when another process has the stream now; says nothing when that cannot be known."""
-        try:
-            found = self.streams.stale(self.run, key, state)
-        except (psycopg.Error, DestinationError):
+        # Twice, because the loader's own connection may have gone with the unit's and is opened again then.
+        for _ in range(2):
+            with suppress(psycopg.Error, DestinationError):
+                found = self.streams.stale(self.run, key, state)
+                break
+        else:
             return
         if found.context.get('epoch') != state.epoch:
             raise found
@@ -298,11 +314,11 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         self._begin()
         try:
             state = self.streams.take(self.run, key, claim)
+            self.connection.execute('COMMIT')
         except BaseException:
-            with suppress(psycopg.Error):
+            with suppress(psycopg.Error, DestinationError):
                 self.connection.execute('ROLLBACK')
             raise
-        self.connection.execute('COMMIT')
         return state
 
     def _cut_off(self, key: StreamKey) -> None:
