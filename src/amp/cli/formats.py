@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import PurePath
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import pyarrow as pa
 
-from amp.cli.text import csv_header, csv_lines, json_lines
+from amp.cli.text import Text, csv_header, csv_lines, joined, json_lines
+
+if TYPE_CHECKING:
+    from io import IOBase
 
 __all__ = ['BINARY', 'Format', 'Writer', 'format_of', 'open_writer']
 
@@ -71,12 +74,9 @@ def open_writer(form: Format, sink: IO[bytes], schema: pa.Schema, *, seekable: b
     return makers[form](sink, schema)
 
 
-def _put_lines(sink: IO[bytes], lines: pa.LargeStringArray, end: str) -> None:
+def _put_lines(sink: IO[bytes], lines: Text, end: str) -> None:
     """Write the texts, each followed by `end`: joined by Arrow, then written as one buffer."""
-    import pyarrow.compute as pc
-
-    large = pa.large_string()
-    ended = pc.binary_join_element_wise(lines, pa.scalar(end, large), pa.scalar('', large))
+    ended = joined(lines, end)
     if len(ended):
         sink.write(memoryview(ended.buffers()[2]))
 
@@ -133,7 +133,7 @@ class _Parquet:
         import pyarrow.parquet as pq
 
         self._schema = schema
-        self._writer = pq.ParquetWriter(pa.PythonFile(_Counting(sink), mode='w'), schema, compression='zstd')
+        self._writer = pq.ParquetWriter(_arrow_sink(sink), schema, compression='zstd')
         self._waiting: list[pa.RecordBatch] = []
         self._rows = 0
 
@@ -157,7 +157,7 @@ class _Arrow:
     """The IPC file format in a file, the IPC stream format in a pipe."""
 
     def __init__(self, sink: IO[bytes], schema: pa.Schema, *, seekable: bool) -> None:
-        out = pa.PythonFile(_Counting(sink), mode='w')
+        out = _arrow_sink(sink)
         self._writer = pa.ipc.new_file(out, schema) if seekable else pa.ipc.new_stream(out, schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -166,6 +166,10 @@ class _Arrow:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _arrow_sink(sink: IO[bytes]) -> pa.NativeFile:
+    return pa.PythonFile(cast('IOBase', _Counting(sink)), mode='w')
 
 
 class _Counting:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
 
@@ -86,19 +86,20 @@ def _choose(form: Format | None, output: Path | None, *, streaming: bool) -> For
     return chosen
 
 
-def _all(asked: Query) -> Iterator[pa.RecordBatch]:
+def _all(asked: Query) -> Generator[pa.RecordBatch, None, None]:
     yield from asked.stream()
 
 
-def _followed(asked: Query) -> Iterator[pa.RecordBatch]:
+def _followed(asked: Query) -> Generator[pa.RecordBatch, None, None]:
     """The batches of a streaming query; a reorg is told on stderr, for the rows are out already."""
     from amp.streaming.reorg import ReorgAwareStream
 
-    for response in ReorgAwareStream(asked.responses(streaming=True)):
-        for lost in response.invalidation_ranges:
-            note(f'{paint("reorg:", "yellow")} rows of {lost} printed so far are no longer on the chain')
-        if response.data is not None:
-            yield response.data
+    with contextlib.closing(asked.responses(streaming=True)) as responses:
+        for response in ReorgAwareStream(responses):
+            for lost in response.invalidation_ranges:
+                note(f'{paint("reorg:", "yellow")} rows of {lost} printed so far are no longer on the chain')
+            if response.data is not None:
+                yield response.data
 
 
 def _write(
@@ -148,9 +149,9 @@ def _show(asked: Query, limit: int, started: float) -> None:
     hidden = print_table(schema, kept)
     if sys.stderr.isatty():
         count = f'the first {rows:,} rows' if more else f'{rows:,} row{"s" * (rows != 1)}'
-        columns = f', {hidden} columns hidden' if hidden else ''
-        advice = '  (-n more rows, -f jsonl or csv for everything)' if more or hidden else ''
-        note(paint(f'{count}{columns}, {time.monotonic() - started:.1f} s{advice}', 'dim'))
+        advice = ['-n N shows more rows'] * more + ['-f jsonl shows every column'] * bool(hidden)
+        facts = [count, *[f'{hidden} columns hidden'] * bool(hidden), f'{time.monotonic() - started:.1f} s']
+        note(paint(', '.join(facts) + ''.join(f'  ·  {text}' for text in advice), 'dim'))
 
 
 def _is_regular(output: Path | None) -> bool:
