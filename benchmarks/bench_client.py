@@ -66,9 +66,10 @@ def main(rows: int, repetitions: int) -> int:
         },
         repetitions,
     )
-    for name in ('import amp', 'import amp; amp.Client'):
-        ratio = 1 / speed_ratio(imports, name, 'import pyarrow.flight')
-        report.at_most(f'{name} / import pyarrow.flight', ratio, 1.15)
+    for timing in imports.values():
+        print(timing)
+    ratio = 1 / speed_ratio(imports, 'import amp', 'import pyarrow.flight')
+    report.at_most('import amp / import pyarrow.flight', ratio, 1.15)
     return report.finish()
 
 

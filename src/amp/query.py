@@ -83,15 +83,7 @@ class Query:
 
     def to_reader(self) -> pa.RecordBatchReader:
         """The answer as a reader, in constant memory. Waits for the first batch, which brings the columns."""
-        result = self._open_bounded()
-        responses = self._iterate(result)
-        try:
-            first = next(responses, None)
-            schema = result.schema
-        except BaseException:
-            responses.close()
-            raise
-        return pa.RecordBatchReader.from_batches(schema, _closing(first, responses))
+        return self._start_reader()[0]
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """The Arrow PyCapsule interface: a new run of the query."""
@@ -178,7 +170,8 @@ class Query:
         loader = self._client.make_loader(connection, config)
         if stream:
             return stream_query(loader, query, destination, resume=resume, **options)
-        with closing(query.to_reader()) as reader:
+        reader, responses = query._start_reader()
+        with closing(responses):
             return load_query(loader, reader, destination, **options)
 
     def _in_batches_of(self, rows: int | None) -> Query:
@@ -189,6 +182,19 @@ class Query:
         query = Query(self._client, self.sql)
         query._batch_rows = rows
         return query
+
+    def _start_reader(self) -> tuple[pa.RecordBatchReader, StreamingResultIterator]:
+        """A reader, and what it reads from; that is closed with the reader, wherever it was left."""
+        result = self._open_bounded()
+        responses = self._iterate(result)
+        try:
+            first = next(responses, None)
+            batches = _closing(first, responses)
+            next(batches)
+            return pa.RecordBatchReader.from_batches(result.schema, batches), responses
+        except BaseException:
+            responses.close()
+            raise
 
     def _open_bounded(self) -> FlightResult:
         """A result that ends. SQL that asks for a stream is told not to: nobody can collect one."""
@@ -213,8 +219,10 @@ def _with_rows(responses: Iterator[ResponseBatch]) -> Iterator[pa.RecordBatch]:
             yield response.data
 
 
-def _closing(first: ResponseBatch | None, responses: StreamingResultIterator) -> Iterator[pa.RecordBatch]:
+def _closing(first: ResponseBatch | None, responses: StreamingResultIterator) -> Iterator[Any]:
+    """The batches with rows, after one None: a generator that was never begun would not close anything."""
     with closing(responses):
+        yield None
         if first is not None:
             yield from _with_rows(iter([first]))
         yield from _with_rows(responses)

@@ -6,7 +6,6 @@ length-delimited fields, so they are written here by hand and no protobuf runtim
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import SplitResult, urlsplit
@@ -203,6 +202,8 @@ def _example(host: str = '') -> str:
 
 
 def _scheme_hint(parts: SplitResult, host: str | None, port: int | None) -> str:
+    import difflib
+
     guesses = difflib.get_close_matches(parts.scheme, ['grpc+tls', 'grpc'], n=1, cutoff=0.5)
     meant = _MEANT.get(parts.scheme) or (guesses[0] if guesses else None)
     if meant is None or not host:
