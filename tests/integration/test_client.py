@@ -430,7 +430,6 @@ except KeyboardInterrupt:
 """
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has no SIGINT for child processes')
 @pytest.mark.parametrize('way', ['stream', 'to_arrow', 'load'])
 @pytest.mark.parametrize('sql', ['SELECT rows', 'SELECT silence'])
 def test_ctrl_c_ends_a_silent_query(sql: str, way: str) -> None:

@@ -108,8 +108,8 @@ def test_the_queue_is_bounded_by_bytes() -> None:
         assert batches.get() == response(0, 1000)
         # Four fit (1008 bytes each), one is in the reader's hand, one was taken.
         wait_until(lambda: source.taken == 6)
-        assert not source.changed.wait(timeout=0.05) if source.changed.acquire() else None
-        source.changed.release()
+        with source.changed:
+            source.changed.wait(timeout=0.05)
         assert source.taken == 6
         assert [batches.get() for _ in range(49)] == [response(n, 1000) for n in range(1, 50)]
 
