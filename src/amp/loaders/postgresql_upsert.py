@@ -35,7 +35,7 @@ def make_stage(run: Run, columns: Mapping[str, str], names: Sequence[str], keys:
 def replace_by_key(run: Run, table: str, names: Sequence[str], keys: Sequence[str], before: str | None) -> None:
     """The staged rows take the place of those with the same keys; of several with one key the last counts.
 
-    `before` is the quoted table where rows that a stream replaces are kept for an undo; `before_columns` of it are
+    `before` is the quoted table where rows that a stream replaces are kept for an undo; its columns are
     those of the table itself.
     """
     run(f'ANALYZE {STAGE}', ())

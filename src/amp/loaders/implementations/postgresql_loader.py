@@ -1,8 +1,7 @@
 """PostgreSQL: Arrow by COPY BINARY. Undo, rows and state are one transaction.
 
-A unit is a transaction on a connection of its own, and its COPY stays open while batches arrive. The row of the
-stream is touched by the last statement only, so that workers do not queue for it. Each unit also holds a shared
-advisory lock that says which stream it belongs to: who takes the stream over ends what an older writer left open.
+Each unit holds a shared advisory lock that says which stream it belongs to: who takes the stream over ends what an
+older writer left open.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from typing import Any, ClassVar
 import psycopg
 import pyarrow as pa
 
-from amp.errors import ConfigError, DestinationError, LoadError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.points import reached
 from amp.loaders.postgresql_connect import (
     Connection,
     Connections,
@@ -26,11 +24,13 @@ from amp.loaders.postgresql_connect import (
     explained,
     is_lock_timeout,
     is_transient,
+    run_on,
 )
 from amp.loaders.postgresql_copy import CopyInto, column_type
 from amp.loaders.postgresql_scan import read_batches, read_schema
+from amp.loaders.postgresql_unit import PostgreSQLUnit
 from amp.loaders.postgresql_upsert import STAGE, ensure_key_index, make_stage, replace_by_key
-from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
+from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
@@ -39,6 +39,7 @@ from amp.streaming.ledger import StreamKey, StreamState, Undo
 __all__ = ['PostgreSQLConfig', 'PostgreSQLLoader']
 
 _NAME_BYTES = 63
+_SUMMARIZE_ROWS = 200_000
 _BRIN = 'CREATE INDEX ON {0} USING brin ({1}) WITH (autosummarize = on)'
 
 
@@ -73,12 +74,15 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         """Connect, and make the schema when it is not there. Raises DestinationError."""
         self._connections = Connections(self.config)
         self._stamped_tables: set[str] = set()
+        self._rows_to_summarize: dict[str, int] = {}
         self._connection = self._connections.take()
         try:
             with self.explained():
                 # Asked first: CREATE ... IF NOT EXISTS wants the privilege also when there is nothing to do.
                 if not self.run('SELECT 1 FROM pg_namespace WHERE nspname = $1', (self.config.schema,)):
-                    self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+                    with self._transaction():
+                        self._lock(quote(self.config.schema))
+                        self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
         except BaseException:
             self.disconnect()
             raise
@@ -163,6 +167,24 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             (table, TX_ID),
         ):
             self.run(_BRIN.format(table, quote(TX_ID)))
+
+    def summarize(self, table_name: str, rows: int) -> None:
+        """Let the index for undo know of `rows` new rows, now and then: the server would do it at its next vacuum.
+
+        An undo reads all pages that the index does not know yet. Not done (no privilege, a lock): it is only slower.
+        """
+        waiting = self._rows_to_summarize.get(table_name, 0) + rows
+        self._rows_to_summarize[table_name] = waiting % _SUMMARIZE_ROWS
+        if waiting < _SUMMARIZE_ROWS:
+            return
+        with suppress(psycopg.Error, DestinationError), self._transaction():
+            self.run("SET LOCAL lock_timeout = '100ms'")
+            self.run(
+                'SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i '
+                'JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam '
+                "WHERE i.indrelid = to_regclass($1) AND m.amname = 'brin'",
+                (self.quoted(table_name),),
+            )
 
     def _clear_table(self, table_name: str) -> None:
         # Not TRUNCATE: readers go on seeing the old rows until the new ones are committed.
@@ -271,10 +293,10 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             self._cut_off(key)
         return state
 
-    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _PostgreSQLUnit:
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> PostgreSQLUnit:
         """Open a transaction of its own, with the undo done in it."""
         del first_id
-        return _PostgreSQLUnit(self, job, state, undo)
+        return PostgreSQLUnit(self, job, state, undo)
 
     def begin_unit(self, connection: Connection, state: StreamState) -> Connection:
         """Open a unit's transaction on `connection`, or on the one that takes its place when it was gone."""
@@ -369,110 +391,6 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
 
     def _lock(self, what: str) -> None:
         self.run('SELECT pg_advisory_xact_lock(hashtextextended($1, 0))', (f'amp {what}',))
-
-
-class _PostgreSQLUnit:
-    """One transaction on a connection of its own."""
-
-    def __init__(self, loader: PostgreSQLLoader, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
-        self._loader = loader
-        self._job = job
-        self._state = state
-        self._table = loader.quoted(job.key.table)
-        self._copy: CopyInto | None = None
-        self._names: list[str] = []
-        self.rows_undone = 0
-        self._connection = loader.connections.take()
-        try:
-            with self._guarded():
-                self._connection = loader.begin_unit(self._connection, state)
-                if undo is not None:
-                    self._undo(undo)
-        except BaseException:
-            self.rollback()
-            raise
-
-    def write(self, batch: pa.RecordBatch) -> int:
-        with self._guarded():
-            if self._copy is None:
-                self._copy = self._open_copy(batch.schema)
-            return self._copy.write(batch)
-
-    def commit(self, state: StreamState) -> None:
-        with self._guarded():
-            if self._copy is not None:
-                self._copy.finish()
-                if self._job.key_columns:
-                    self._replace(state)
-            reached('commit.before_state')
-            self._loader.streams.save(self._run, self._job.key, state)
-            reached('commit.before')
-            self._connection.execute('COMMIT')
-            reached('commit.after')
-        self._loader.connections.give(self._connection)
-
-    def rollback(self) -> None:
-        # Closing the connection ends the transaction, whatever state it is in.
-        self._connection.close()
-        if self._copy is not None:
-            self._copy.abandon()
-        self._loader.connections.give(self._connection)
-
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with self._loader.explained(self._job.key.table):
-                yield
-        except StaleEpochError:
-            raise
-        except DestinationError as error:
-            if error.retryable:
-                # It may have been cut off by who took the stream over: then trying again would be wrong.
-                self._loader.refuse_if_taken(self._job.key, self._state)
-            raise
-
-    def _open_copy(self, schema: pa.Schema) -> CopyInto:
-        columns = self._loader.columns(self._job.key.table)
-        self._names = schema.names
-        if self._job.key_columns:
-            self._loader.prepare_upsert(self._job.key.table, self._job.key_columns)
-            make_stage(self._run, columns, self._names, self._job.key_columns)
-        return CopyInto(self._connection, STAGE if self._job.key_columns else self._table, columns)
-
-    def _undo(self, undo: Undo) -> None:
-        reached('undo.before')
-        columns = self._loader.columns(self._job.key.table)
-        before = self._loader.before_images(self._job.key.table)
-        has_before = self._loader.exists(self._run, before)
-        if undo.whole_table and columns:
-            self.rows_undone = self._delete(f'DELETE FROM {self._table}')
-            if has_before:
-                self._run(f'DELETE FROM {before}')
-        elif TX_ID in columns:
-            first, *rest = undo_statements(self._table, before if has_before else None, list(columns), undo.runs)
-            self.rows_undone = self._delete(first)
-            for statement in rest:
-                self._run(statement)
-        reached('undo.after')
-
-    def _replace(self, state: StreamState) -> None:
-        before = self._loader.before_images(self._job.key.table)
-        replace_by_key(self._run, self._table, self._names, self._job.key_columns, before)
-        first, kept = state.interval.first, state.window_first_id()
-        replaced = quote(REPLACED_BY)
-        self._run(f'DELETE FROM {before} WHERE {replaced} >= {first} AND {replaced} < {kept}')
-
-    def _delete(self, statement: str) -> int:
-        return self._connection.execute(statement.encode()).rowcount
-
-    def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return run_on(self._connection, sql, values)
-
-
-def run_on(connection: Connection, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """One statement; the rows that it gives, none for one that gives no rows."""
-    cursor = connection.execute(sql.encode(), list(values) if values else None)
-    return cursor.fetchall() if cursor.description is not None else []
 
 
 def quote_all(names: Any) -> None:

@@ -728,7 +728,8 @@ def test_a_killed_session_without_a_second_try_fails_and_leaves_nothing(own_sche
 
 @pytest.fixture
 def proxied(own_schema):
-    with TcpProxy(own_schema['host'], own_schema['port']) as proxy:
+    host, port = own_schema['host'], own_schema['port']
+    with TcpProxy(f'{host}/.s.PGSQL.{port}' if host.startswith('/') else host, port) as proxy:
         config = {**own_schema, 'host': '127.0.0.1', 'port': proxy.port, 'sslmode': 'disable'}
         with PostgreSQLLoader(config) as loader:
             yield loader, proxy
