@@ -185,6 +185,22 @@ class DataLoader(ABC, Generic[TConfig]):
         """The committed rows of the table, the user's columns only."""
         raise LoadError(f'{self.name} cannot read {table_name!r} back', hint='a loader can when it has scan')
 
+    def stamped_scan(
+        self,
+        table_name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows that `scan` shows, amp's own columns included: what `amp verify` looks at. Optional.
+
+        `columns` (None: all) is what is wanted of each row; `where` keeps the rows whose column lies between two
+        numbers, inclusive. The destination should do both itself.
+        """
+        raise LoadError(
+            f'{self.name} cannot show the rows of {table_name!r} with their stamps, so they cannot be verified',
+            hint='a loader can when it has stamped_scan',
+        )
+
     def _get_batch_metadata(self, batch: pa.RecordBatch, duration: float, **kwargs: Any) -> dict[str, Any]:
         return {
             'operation': 'load_batch',

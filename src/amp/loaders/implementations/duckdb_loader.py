@@ -6,7 +6,7 @@ INSERTs in one transaction would hold all of their rows in memory. A file belong
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,6 +141,25 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         listed = ', '.join(quote(c) for c in columns)
         cursor = self.own.cursor()
         reader: pa.RecordBatchReader = cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
+        return reader
+
+    def stamped_scan(
+        self,
+        table_name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows with amp's own columns; those asked for, where the named columns lie between two numbers."""
+        wanted = list(columns) if columns is not None else self._columns(table_name)
+        if not self.table_exists(table_name):
+            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
+        sql = f'SELECT {", ".join(map(quote, wanted))} FROM {self._quoted(table_name)}'
+        if where:
+            sql += ' WHERE ' + ' AND '.join(
+                f'{quote(c)} BETWEEN {low:d} AND {high:d}' for c, (low, high) in where.items()
+            )
+        with _explained(self.config.path):
+            reader: pa.RecordBatchReader = self.own.cursor().sql(sql).to_arrow_reader()
         return reader
 
     def _columns(self, table_name: str) -> list[str]:
