@@ -31,8 +31,13 @@ def json_lines(batch: pa.RecordBatch) -> Text:
 
 
 def csv_lines(batch: pa.RecordBatch) -> Text:
-    """One CSV line a row, without the line end. NULL is an empty field, an empty text is `""`."""
+    """One CSV line a row, without the line end. NULL is an empty field, an empty text is `""`.
+
+    A NULL that is alone in its row is `""` too: readers skip an empty line.
+    """
     fields = [_csv_field(plain_text(column)) for column in batch.columns]
+    if len(fields) == 1:
+        return pc.if_else(pc.equal(fields[0], ''), '""', fields[0])
     return _join(fields, ',') if fields else _repeat('', batch.num_rows)
 
 

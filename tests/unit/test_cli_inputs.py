@@ -1,0 +1,50 @@
+"""What is typed, and which columns of a table fit on a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+
+from amp.cli.inputs import key_values, server_and_sql
+from amp.cli.table import _fitting
+
+pytestmark = pytest.mark.unit
+
+
+def test_options_are_json_where_they_are_json() -> None:
+    assert key_values(['a=1', 'b=x=y', 'c=true', 'd=["k"]', 'e=']) == {
+        'a': 1,
+        'b': 'x=y',
+        'c': True,
+        'd': ['k'],
+        'e': '',
+    }
+    with pytest.raises(typer.BadParameter, match='not key=value'):
+        key_values(['nothing'])
+
+
+def test_sql_comes_from_the_argument_or_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv('AMP_URL', raising=False)
+    (tmp_path / 'q.sql').write_text('\nSELECT 2\n')
+    assert server_and_sql('grpc://x', 'SELECT 1') == ('grpc://x', 'SELECT 1')
+    assert server_and_sql('grpc://x', f'@{tmp_path}/q.sql') == ('grpc://x', 'SELECT 2')
+    with pytest.raises(typer.BadParameter, match='cannot read'):
+        server_and_sql('grpc://x', '@nowhere.sql')
+    with pytest.raises(typer.BadParameter, match='empty'):
+        server_and_sql('grpc://x', ' \n')
+    with pytest.raises(typer.BadParameter, match='AMP_URL'):
+        server_and_sql('SELECT 1', None)
+    monkeypatch.setenv('AMP_URL', 'grpc://y')
+    assert server_and_sql('SELECT 1', None) == ('grpc://y', 'SELECT 1')
+
+
+def test_columns_that_do_not_fit_leave_the_middle() -> None:
+    assert _fitting([5, 5, 5], 80) == [0, 1, 2]
+    shown = _fitting([10] * 13, 80)
+    assert shown[0] == 0
+    assert None in shown
+    assert shown[-1] == 12
+    assert sum(10 + 2 for index in shown if index is not None) + 3 <= 80
+    assert _fitting([200, 5], 80) == [0, None]
