@@ -75,4 +75,4 @@ def main(rows: int, repetitions: int) -> int:
 
 if __name__ == '__main__':
     arguments = [int(argument) for argument in sys.argv[1:]]
-    sys.exit(main(*(arguments or [2_000_000]), *([] if len(arguments) > 1 else [7])))
+    sys.exit(main(*(arguments or [2_000_000]), *([] if len(arguments) > 1 else [15])))
