@@ -372,6 +372,7 @@ class StreamEngine:
         self._loader._ensure_connected()
         self._claim = claim = Claim.now(self._claim.query)
         state = self._guarded(lambda: self._destination.open_stream(self._job.key, claim))
+        reached('stream.opened')
         self._must_retake = False
         if self._fresh:
             # The first unit takes back all that this stream ever wrote, and the stream begins again.
