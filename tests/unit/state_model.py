@@ -15,6 +15,9 @@ NETWORKS = ('eth', 'base')
 STREAMS = (None, '', 'other')
 LAST_BLOCK = 30
 
+# Histories that collide find more than histories that are spread out.
+_MOSTLY_ONE = ('eth', 'eth', 'eth', 'base')
+
 
 @dataclass
 class NetworkModel:
@@ -92,15 +95,15 @@ def batches() -> st.SearchStrategy[BatchIdentifier]:
     neat = st.integers(0, LAST_BLOCK // 3 - 1).map(lambda i: [3 * i, 3 * i + 2])
     return st.builds(
         lambda network, bounds, fork: BatchIdentifier(network, *bounds, f'{fork}{bounds[1]}', f'{fork}{bounds[0] - 1}'),
-        st.sampled_from(NETWORKS),
+        st.sampled_from(_MOSTLY_ONE),
         st.one_of(anywhere, neat),
         st.sampled_from('ab'),
     )
 
 
 def operations() -> st.SearchStrategy[list[tuple[object, ...]]]:
-    stream = st.sampled_from(STREAMS)
-    at = st.tuples(st.sampled_from(NETWORKS), st.integers(0, LAST_BLOCK + 2))
+    stream = st.sampled_from((None, None, None, *STREAMS))
+    at = st.tuples(st.sampled_from(_MOSTLY_ONE), st.integers(0, LAST_BLOCK + 2))
     operation = st.one_of(
         st.tuples(st.just('mark'), stream, st.lists(batches(), min_size=1, max_size=6)),
         st.tuples(st.just('mark'), stream, st.lists(batches(), min_size=1, max_size=6)),

@@ -45,7 +45,7 @@ def test_the_identifier_is_the_one_of_types():
     assert BatchIdentifier is amp.streaming.types.BatchIdentifier
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(steps=operations())
 def test_any_history_agrees_with_the_model(steps):
     check_store_against_model(InMemoryStreamStateStore(), 'logs', steps)
@@ -143,6 +143,13 @@ def test_finality_changes_neither_position_nor_gaps(store):
     assert not store.is_processed('c', 't', [batch(20, 29)])
     assert store.invalidate_from_block('c', 't', 'eth', 40) == [batch(40, 49)]
     assert store.get_resume_position('c', 't').ranges[0].hash == '0x39'
+
+
+def test_a_batch_across_the_final_block_can_still_be_undone(store):
+    store.mark_processed('c', 't', [batch(0, 2), batch(3, 8), batch(9, 12)])
+    store.cleanup_before_block('c', 't', 'eth', 5)
+    assert store.invalidate_from_block('c', 't', 'eth', 6) == [batch(3, 8), batch(9, 12)]
+    assert store.get_resume_position('c', 't', detect_gaps=True).ranges == (batch(0, 2).to_block_range(),)
 
 
 def test_a_cut_inside_final_history_resumes_from_the_newest_known_hash(store):

@@ -224,10 +224,11 @@ def _folder(connection_name: str) -> str:
 def _hint(error: Exception, lmdb: Any) -> str:
     """What to do about an error of LMDB; it says the error of the system in words only."""
     said = str(error)
+    # A disk that fills up in the middle of a write is an I/O error to LMDB.
     if isinstance(error, lmdb.DiskError) or any(
-        os.strerror(number) in said for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        os.strerror(number) in said for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EIO)
     ):
-        return 'the disk is full: make room, nothing of this call was recorded'
+        return 'the disk is full or failing: make room; nothing of this call was recorded'
     if isinstance(error, (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError)):
         return 'what lies there is not a state store: choose another `data_dir`, or restore it'
     return 'choose a `data_dir` that this user may write to'

@@ -147,6 +147,7 @@ class OrderedStateStore(StreamStateStore):
         for batch in batch_ids:
             if not _is_range(batch):
                 raise ValueError(f'not a range of blocks: {batch}')
+            _ = batch.unique_id  # raises ValueError for text that is not Unicode, before anything is recorded
 
         def mark(open_map: OpenMap) -> None:
             key = _stream_key(table, stream)
