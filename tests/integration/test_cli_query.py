@@ -152,6 +152,33 @@ def test_a_stream_tells_of_a_reorg_and_ends_with_ctrl_c() -> None:
         assert b'reorg: rows of simnet 7-10' in told
 
 
+def test_ctrl_c_completes_the_file_of_a_stream_and_drops_that_of_a_query(tmp_path: Path) -> None:
+    with LocalAmp.simulate(seed=6, blocks=10, logs_per_block=1) as local:
+        for arguments, left in ((['--stream'], ['logs.arrow']), ([], [])):
+            stalled = local.faults.stall(at_block=5) if not arguments else None
+            with subprocess.Popen(
+                [*AMP, 'query', local.url, 'SELECT * FROM eth_rpc.logs', '-o', 'logs.arrow', *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=tmp_path,
+                env=environment(),
+            ) as process:
+                if stalled is not None:
+                    stalled.wait(60)
+                else:
+                    deadline = time.monotonic() + 60
+                    while not any(path.stat().st_size > 1000 for path in tmp_path.iterdir()):
+                        assert time.monotonic() < deadline
+                        time.sleep(0.02)
+                process.send_signal(signal.SIGINT)
+                out, told = process.communicate(timeout=60)
+            assert (process.returncode, out, told) == (130, b'', b'')
+            assert [path.name for path in tmp_path.iterdir()] == left
+            if left:
+                assert pa.ipc.open_file(tmp_path / 'logs.arrow').read_all().num_rows == 10
+                (tmp_path / 'logs.arrow').unlink()
+
+
 @pytest.mark.parametrize(
     ('sql', 'part'),
     [

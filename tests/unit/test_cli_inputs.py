@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,11 @@ def test_columns_that_do_not_fit_leave_the_middle() -> None:
     assert shown[-1] == 12
     assert sum(10 + 2 for index in shown if index is not None) + 3 <= 80
     assert _fitting([200, 5], 80) == [0, None]
+
+
+def test_the_commands_are_there_before_anything_heavy_is() -> None:
+    code = (
+        'import sys; import amp.cli.app; '
+        "print(sorted({'pyarrow', 'numpy', 'duckdb', 'datafusion', 'rich.live', 'amp.client'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, '-c', code], capture_output=True, check=True).stdout == b'[]\n'

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amp.cli.formats import Format, open_writer
+from amp.cli.formats import open_writer
+from amp.cli.kinds import Format
 from amp.cli.text import csv_header, csv_lines, display_text, json_lines
 
 pytestmark = pytest.mark.unit

@@ -6,49 +6,19 @@ A writer is made with the schema, takes batches, and is closed once. Memory stay
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from enum import StrEnum
-from pathlib import PurePath
 from typing import IO, TYPE_CHECKING, Protocol, cast
 
 import pyarrow as pa
 
+from amp.cli.kinds import Format
 from amp.cli.text import Text, csv_header, csv_lines, joined, json_lines
 
 if TYPE_CHECKING:
     from io import IOBase
 
-__all__ = ['BINARY', 'Format', 'Writer', 'format_of', 'open_writer']
+__all__ = ['Writer', 'open_writer']
 
 _ROW_GROUP = 131_072  # rows: what Parquet readers like, and a few tens of MB at most
-
-
-class Format(StrEnum):
-    """The shapes in which rows leave the command line."""
-
-    table = 'table'
-    json = 'json'
-    jsonl = 'jsonl'
-    csv = 'csv'
-    parquet = 'parquet'
-    arrow = 'arrow'
-
-
-BINARY = frozenset({Format.parquet, Format.arrow})
-_SUFFIXES = {
-    '.json': Format.json,
-    '.jsonl': Format.jsonl,
-    '.ndjson': Format.jsonl,
-    '.csv': Format.csv,
-    '.parquet': Format.parquet,
-    '.arrow': Format.arrow,
-    '.feather': Format.arrow,
-    '.ipc': Format.arrow,
-}
-
-
-def format_of(path: PurePath) -> Format | None:
-    """The format that a file's suffix means, if any."""
-    return _SUFFIXES.get(path.suffix.lower())
 
 
 class Writer(Protocol):

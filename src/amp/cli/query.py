@@ -13,12 +13,13 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from amp.cli.console import OutputError, command, interruptible, note, paint
-from amp.cli.formats import BINARY, Format, Writer, format_of, open_writer
 from amp.cli.inputs import Sql, Token, Url, server_and_sql
+from amp.cli.kinds import BINARY, Format, format_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from amp.cli.formats import Writer
     from amp.query import Query
 
 __all__ = ['query']
@@ -41,7 +42,10 @@ def query(
         Path | None, typer.Option('--output', '-o', help='A file; it appears when it is complete, or not at all.')
     ] = None,
     streaming: Annotated[
-        bool, typer.Option('--stream', help='Follow the chain until Ctrl-C. Reorgs are told on stderr.')
+        bool,
+        typer.Option(
+            '--stream', help='Follow the chain until Ctrl-C, which also completes --output. Reorgs are told on stderr.'
+        ),
     ] = False,
     limit: Annotated[
         int | None, typer.Option('--limit', '-n', min=1, help=f'Stop after so many rows (a table: {_SCREEN_ROWS}).')
@@ -63,7 +67,7 @@ def query(
             _show(asked, limit or _SCREEN_ROWS, started)
             return
         batches = stack.enter_context(contextlib.closing(_followed(asked) if streaming else _all(asked)))
-        sink = stack.enter_context(_file(output) if output else _stdout())
+        sink = stack.enter_context(_file(output, streaming=streaming) if output else _stdout())
         rows = _write(asked, batches, chosen, sink, limit, regular=_is_regular(output), flush=streaming)
     if output is not None:
         note(f'{paint(f"{rows:,} rows", "bold")} in {output} ({_size(output)}), {time.monotonic() - started:.1f} s')
@@ -113,6 +117,8 @@ def _write(
     flush: bool,
 ) -> int:
     """Write up to `limit` rows; the number written. A result is closed properly only when it has come whole."""
+    from amp.cli.formats import open_writer
+
     writer: Writer | None = None
     rows = 0
     try:
@@ -166,8 +172,11 @@ def _stdout() -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def _file(output: Path) -> Iterator[IO[bytes]]:
-    """A file beside `output` that takes its name when the block ends well, and is removed when it does not."""
+def _file(output: Path, *, streaming: bool) -> Iterator[IO[bytes]]:
+    """A file beside `output` that takes its name when the block ends well, and is removed when it does not.
+
+    Ctrl-C is the only end that a stream has, and a good one.
+    """
     where = repr(str(output))
     if not _is_regular(output):
         with _telling(where), output.open('wb') as special:
@@ -175,18 +184,26 @@ def _file(output: Path) -> Iterator[IO[bytes]]:
         return
     target = output.resolve()
     part = target.with_name(f'.{target.name}.{os.getpid()}.part')
+    ended: KeyboardInterrupt | None = None
     try:
         with _telling(where):
             file = part.open('wb')
         with file:
             sink = _Told(file, where)
-            yield sink  # type: ignore[misc]
+            try:
+                yield sink  # type: ignore[misc]
+            except KeyboardInterrupt as interrupt:
+                if not streaming:
+                    raise
+                ended = interrupt
             sink.flush()
         with _telling(where):
             part.replace(target)
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+    if ended is not None:
+        raise ended
 
 
 class _Told:
