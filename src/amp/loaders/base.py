@@ -94,6 +94,7 @@ class DataLoader(ABC, Generic[TConfig]):
         self.label_manager = label_manager
         self._is_connected = False
         self._created_tables: set[str] = set()
+        self._stamped_tables: set[str] = set()
         self._resilience_config = given.pop('resilience', None)
         self._state_config = given.pop('state', None)
         if 'url' in given:
@@ -330,7 +331,8 @@ class DataLoader(ABC, Generic[TConfig]):
 
     def prepare_table(self, schema: pa.Schema, table_name: str, create_table: bool) -> None:
         """Make the table once, or check that it is there. Raises LoadError."""
-        if table_name in self._created_tables:
+        stamped = stamps.TX_ID in schema.names
+        if table_name in (self._stamped_tables if stamped else self._created_tables):
             return
         if create_table:
             self._create_table_from_schema(schema, table_name)
@@ -341,6 +343,8 @@ class DataLoader(ABC, Generic[TConfig]):
                 table=table_name,
             )
         self._created_tables.add(table_name)
+        if stamped:
+            self._stamped_tables.add(table_name)
 
     def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
         """Raises ConfigError for a mode that this loader does not have, or keys that a mode lacks."""
@@ -424,6 +428,7 @@ class DataLoader(ABC, Generic[TConfig]):
 
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
         self._created_tables.discard(table_name)
+        self._stamped_tables.discard(table_name)
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
         self.logger.error('loading into %s failed: %s', table_name, text)
         duration = time.perf_counter() - started

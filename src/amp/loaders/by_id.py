@@ -94,12 +94,14 @@ class UndoById:
                 found.append(StreamInfo(key, record.stream_state(), record.claim, record.committed_at))
         return found
 
-    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
         """Take a new epoch, then delete every id that no done unit names."""
         number = self._number(key)
         for _ in range(_MOST_TRIES):
             text = self.documents.read(key)
             before = _Record.from_json(text) if text is not None else _Record(number, 0, claim)
+            if after is not None and before.epoch != after and before.claim.owner != claim.owner:
+                raise stale_epoch(key, after, before.epoch, before.claim.owner, before.claim.taken_at)
             taken = before.taken_by(claim)
             if self.documents.write(key, taken.to_json(), text):
                 break
@@ -141,6 +143,18 @@ class UndoById:
                 return changed
             record = _Record.from_json(self.documents.read(key) or text)
         raise stale_epoch(key, state.epoch, record.epoch, record.claim.owner, record.claim.taken_at)
+
+    def uncommitted(self, table_name: str) -> list[IdRun]:
+        """Runs of ids whose rows, where there are any, belong to no done unit: a `scan` leaves them out."""
+        runs: list[IdRun] = []
+        for packed in self._numbers():
+            key = StreamKey(*json.loads(packed))
+            text = self.documents.read(key) if key.table == table_name else None
+            if text is not None:
+                record = _Record.from_json(text)
+                last = StreamState(record.number, record.epoch).interval.last
+                runs += [*record.dead, IdRun(record.last_done + 1, last)]
+        return runs
 
     @property
     def _can_delete(self) -> bool:

@@ -109,15 +109,27 @@ class SqlStreams:
             (key.table, key.name, claim.owner, claim.taken_at),
         )
 
-    def take(self, run: Run, key: StreamKey, claim: Claim) -> StreamState:
-        """Raise the epoch in favour of `claim` and read what is committed. Waits for a commit that is under way."""
-        [(number, epoch, document)] = run(
+    def take(self, run: Run, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
+        """Raise the epoch in favour of `claim` and read what is committed. Waits for a commit that is under way.
+
+        `after` is the epoch that the claimer had: StaleEpochError when somebody else has taken the stream since.
+        """
+        values: list[Any] = [claim.owner, claim.taken_at, claim.query, key.table, key.name]
+        still_ours = ''
+        if after is not None:
+            # Or the owner: the answer to an earlier take of this very process may have been lost.
+            still_ours = ' AND (epoch = {m} OR owner = {m})'
+            values += [after, claim.owner]
+        taken = run(
             self._sql(
                 'UPDATE {t} SET epoch = epoch + 1, owner = {m}, taken_at = {m}, query = COALESCE({m}, query) '
-                'WHERE table_name = {m} AND stream = {m} RETURNING number, epoch, document'
+                'WHERE table_name = {m} AND stream = {m}' + still_ours + ' RETURNING number, epoch, document'
             ),
-            (claim.owner, claim.taken_at, claim.query, key.table, key.name),
+            values,
         )
+        if not taken:
+            raise self.stale(run, key, after or 0)
+        [(number, epoch, document)] = taken
         return StreamState.from_json(number, epoch, document)
 
     def save(self, run: Run, key: StreamKey, state: StreamState) -> None:
@@ -131,9 +143,9 @@ class SqlStreams:
             (state.to_json(), now, key.table, key.name, state.epoch),
         )
         if not saved:
-            raise self.stale(run, key, state)
+            raise self.stale(run, key, state.epoch)
 
-    def stale(self, run: Run, key: StreamKey, state: StreamState) -> StaleEpochError:
+    def stale(self, run: Run, key: StreamKey, own: int) -> StaleEpochError:
         """The error that names the winner."""
         found = run(
             self._sql('SELECT epoch, owner, taken_at FROM {t} WHERE table_name = {m} AND stream = {m}'),
@@ -142,7 +154,7 @@ class SqlStreams:
         if not found:
             return StaleEpochError(f'the stream {key.name!r} of {key.table!r} is no longer known here')
         [(epoch, owner, taken_at)] = found
-        return stale_epoch(key, state.epoch, epoch, owner, taken_at)
+        return stale_epoch(key, own, epoch, owner, taken_at)
 
     def _sql(self, text: str) -> str:
         first, *rest = text.split('{m}')

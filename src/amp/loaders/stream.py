@@ -123,6 +123,7 @@ class StreamEngine:
         self._doubt: tuple[_InHand, tuple[BlockRange, ...], StreamState] | None = None
         self._ranges: list[BlockRange] = []
         self._dirty_since = 0.0
+        self._epoch: int | None = None
         self._prepared = False
         self._answered = False
         self._commits = 0
@@ -170,21 +171,17 @@ class StreamEngine:
                     return not source.repeatable
                 if response is None:
                     yield from self._commit()
-                elif (yield from self._take(response, source)):
+                elif (yield from self._take(response, source)) or self._machine.epoch_is_spent:
                     return False
         finally:
             # Also when the consumer of this iterator stops, or a signal comes: the unit in hand is never left open.
             self._roll_back()
+            self._must_retake |= self._machine.epoch_is_spent
             source.close()
 
     def _take(self, response: ResponseBatch, source: Source) -> Generator[LoadResult, None, bool]:
         """Do what the machine says of one batch. True: connect again."""
         self._prepare(response)
-        if self._machine.epoch_is_spent and self._machine.at_boundary:
-            if self._machine.is_dirty:
-                yield from self._commit()
-            self._must_retake = True
-            return True
         while True:
             step = (
                 self._machine.reorg(response.invalidation_ranges)
@@ -312,7 +309,7 @@ class StreamEngine:
         self._machine.rolled_back()
         if hand is not None:
             # Where undo is by id, the position was rewound durably before the rows went: only the destination knows.
-            self._must_retake = hand.undo is not None
+            self._must_retake |= hand.undo is not None
             hand.unit.rollback()
 
     def _guarded(self, act: Callable[[], T]) -> T:
@@ -370,8 +367,9 @@ class StreamEngine:
     def _retake(self) -> None:
         """Open the stream anew: a new epoch, and the truth of what is committed."""
         self._loader._ensure_connected()
-        self._claim = claim = Claim.now(self._claim.query)
-        state = self._guarded(lambda: self._destination.open_stream(self._job.key, claim))
+        # Once it is ours, it is ours to lose: whoever took it meanwhile keeps it.
+        state = self._guarded(lambda: self._destination.open_stream(self._job.key, self._claim, self._epoch))
+        self._epoch = state.epoch
         reached('stream.opened')
         self._must_retake = False
         if self._fresh:

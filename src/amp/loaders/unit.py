@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,8 +45,8 @@ class Claim:
 
     @classmethod
     def now(cls, query: str | None = None) -> Claim:
-        """The claim of this process."""
-        owner = f'{socket.gethostname()}:{os.getpid()}'
+        """A claim of this process; no other one is made with the same owner."""
+        owner = f'{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}'
         return cls(owner, datetime.now(UTC).isoformat(timespec='seconds'), query)
 
     @property
@@ -85,8 +86,11 @@ class StreamingDestination(Protocol):
     def list_streams(self) -> Sequence[StreamInfo]:
         """Every stream that this destination remembers."""
 
-    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
-        """Take a new epoch durably, undo what was never finished, and return what is committed."""
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
+        """Take a new epoch durably, undo what was never finished, and return what is committed.
+
+        `after`: the epoch that the claimer had before; StaleEpochError when somebody else has taken the stream since.
+        """
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> Unit:
         """Open a unit whose rows carry ids from `first_id` on; `state` is what is committed before it."""

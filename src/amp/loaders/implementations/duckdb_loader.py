@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,12 +22,18 @@ from amp.loaders.base import DataLoader
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, same_keys, undo_statements
-from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
+from amp.loaders.stamps import BATCH_ID, STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
 __all__ = ['DuckDBConfig', 'DuckDBLoader']
+
+# DuckDB writes and compresses rows in groups of this many.
+_ROW_GROUP = 122_880
+_ROW_GROUPS_IN_MEMORY = 6
+_LEAST_MEMORY = 256 * 1024**2
+_MOST_MEMORY = 4 * 1024**3
 
 _INCOMING = '_amp_incoming'
 _STAGE = '_amp_stage'
@@ -34,10 +41,14 @@ _STAGE = '_amp_stage'
 
 @dataclass(frozen=True)
 class DuckDBConfig:
-    """`path` of the file (`:memory:` for none), `schema` in it."""
+    """`path` of the file (`:memory:` for none), `schema` in it.
+
+    `memory_limit` in DuckDB's words (`2GB`); without it, what the rows at hand need, so that memory stays flat.
+    """
 
     path: str
     schema: str = 'main'
+    memory_limit: str | None = None
 
 
 class DuckDBLoader(DataLoader[DuckDBConfig]):
@@ -50,6 +61,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
 
     _connection: duckdb.DuckDBPyConnection | None = None
     _own: duckdb.DuckDBPyConnection | None = None
+    _memory = 0
 
     def _get_required_config_fields(self) -> list[str]:
         return ['path']
@@ -73,6 +85,8 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         with _explained(self.config.path):
             self._connection = duckdb.connect(self.config.path)
             self._connection.execute(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+            if self.config.memory_limit is not None:
+                self._connection.execute('SET memory_limit = ?', [self.config.memory_limit])
         self._is_connected = True
 
     def disconnect(self) -> None:
@@ -81,7 +95,21 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             if connection is not None:
                 connection.close()
         self._own = self._connection = None
+        self._memory = 0
         self._is_connected = False
+
+    def bound_memory(self, batch: pa.RecordBatch) -> None:
+        """Let DuckDB keep no more in memory than some row groups of rows like these: it would take most of it."""
+        if self.config.memory_limit is not None or batch.num_rows == 0:
+            return
+        wanted = max(_LEAST_MEMORY, _ROW_GROUPS_IN_MEMORY * _ROW_GROUP * batch.nbytes // batch.num_rows)
+        if wanted <= self._memory:
+            return
+        self._memory = wanted
+        if wanted < _MOST_MEMORY:
+            self.own.execute(f"SET memory_limit = '{wanted // 1024} KiB'")
+        else:
+            self.own.execute('RESET memory_limit')
 
     # Plain loads
 
@@ -92,6 +120,11 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
         self._create(self.own, schema, self._quoted(table_name))
+        # The table may be older than its first stream.
+        for name in STAMP_COLUMNS:
+            if name in schema.names:
+                kind = 'VARCHAR' if name == BATCH_ID else 'BIGINT'
+                self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}')
 
     def _create(self, connection: duckdb.DuckDBPyConnection, schema: pa.Schema, quoted: str) -> None:
         _check_types(connection, schema)
@@ -108,12 +141,21 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         return self._load_reader_impl(reader, table_name, **kwargs)
 
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        reader = self._measured(reader)
         keys = kwargs.get('key_columns') or ()
         if not keys:
             return insert(self.own, self._quoted(table_name), reader)
         rows = stage(self.own, reader)
         replace_by_key(self.own, self._quoted(table_name), reader.schema.names, keys, before=None)
         return rows
+
+    def _measured(self, reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        """The same rows; the first batch of them has said how much memory they want."""
+        first = next((batch for batch in reader if batch.num_rows), None)
+        if first is None:
+            return reader.schema.empty_table().to_reader()
+        self.bound_memory(first)
+        return pa.RecordBatchReader.from_batches(reader.schema, chain([first], reader))
 
     # Looking
 
@@ -178,12 +220,12 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             return []
         return self._streams.list(self._run)
 
-    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
         """Take a new epoch of the stream and read what is committed."""
         with _explained(self.config.path):
             self._run(self._streams.create())
             self._streams.enlist(self._run, key, claim)
-            return self._streams.take(self._run, key, claim)
+            return self._streams.take(self._run, key, claim, after)
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _DuckDBUnit:
         """Open a transaction of its own, with the undo done in it."""
@@ -233,6 +275,7 @@ class _DuckDBUnit:
     def write(self, batch: pa.RecordBatch) -> int:
         if self._feed is None:
             self._columns = batch.schema.names
+            self._loader.bound_memory(batch)
             self._feed = Feed(batch.schema, self._consume)
         with _explained(self._loader.config.path):
             self._feed.push(batch)
@@ -266,8 +309,11 @@ class _DuckDBUnit:
         columns = self._loader._columns(self._job.key.table)
         if TX_ID not in columns:
             return
-        counts = [self._run(sql) for sql in undo_statements(self._table, before, columns, undo.runs)]
-        self.rows_undone = counts[0][0][0]
+        delete, *restore = undo_statements(self._table, before, columns, undo.runs)
+        [(self.rows_undone,)] = self._run(delete)
+        reached('undo.deleted')
+        for statement in restore:
+            self._run(statement)
         reached('undo.after')
 
     def _consume(self, reader: pa.RecordBatchReader) -> int:
@@ -326,6 +372,7 @@ def replace_by_key(
             f'JOIN {newest} s ON {same_keys("t", "s", keys)} WHERE t.{tx} IS DISTINCT FROM s.{tx}'
         )
     connection.execute(f'DELETE FROM {table} t USING {_STAGE} s WHERE {same_keys("t", "s", keys)}')
+    reached('upsert.deleted')
     listed = ', '.join(quote(c) for c in columns)
     connection.execute(f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
     connection.execute(f'DROP TABLE {_STAGE}')

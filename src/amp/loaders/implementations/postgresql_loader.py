@@ -73,7 +73,6 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def connect(self) -> None:
         """Connect, and make the schema when it is not there. Raises DestinationError."""
         self._connections = Connections(self.config)
-        self._stamped_tables: set[str] = set()
         self._rows_to_summarize: dict[str, int] = {}
         self._connection = self._connections.take()
         try:
@@ -99,14 +98,6 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def is_transient(self, error: Exception) -> bool:
         """By SQLSTATE: a broken connection, a deadlock, a lock that was waited for in vain, and their like."""
         return is_transient(error)
-
-    def prepare_table(self, schema: pa.Schema, table_name: str, create_table: bool) -> None:
-        """Make the table once, and once more look at it when rows with stamps come: it may have been loaded without."""
-        if TX_ID in schema.names and table_name not in self._stamped_tables:
-            self._created_tables.discard(table_name)
-        super().prepare_table(schema, table_name, create_table)
-        if TX_ID in schema.names:
-            self._stamped_tables.add(table_name)
 
     # Plain loads
 
@@ -275,7 +266,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         with self.explained():
             return self.streams.list(self.run) if self.columns('_amp_streams') else []
 
-    def open_stream(self, key: StreamKey, claim: Claim) -> StreamState:
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
         """Take a new epoch, wait for a commit that is under way, end what an older writer left open, and read."""
         with self.explained(key.table):
             with self._transaction():
@@ -284,12 +275,12 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
                     self.run(self.streams.create())
                 self.streams.enlist(self.run, key, claim)
             try:
-                state = self._take(key, claim)
+                state = self._take(key, claim, after)
             except psycopg.Error as error:
                 if not is_lock_timeout(error):
                     raise
                 self._cut_off(key)
-                state = self._take(key, claim)
+                state = self._take(key, claim, after)
             self._cut_off(key)
         return state
 
@@ -316,7 +307,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         # Twice, because the loader's own connection may have gone with the unit's and is opened again then.
         for _ in range(2):
             with suppress(psycopg.Error, DestinationError):
-                found = self.streams.stale(self.run, key, state)
+                found = self.streams.stale(self.run, key, state.epoch)
                 break
         else:
             return
@@ -332,10 +323,10 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def _streams_table(self) -> str:
         return self.quoted('_amp_streams')
 
-    def _take(self, key: StreamKey, claim: Claim) -> StreamState:
+    def _take(self, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
         self._begin()
         try:
-            state = self.streams.take(self.run, key, claim)
+            state = self.streams.take(self.run, key, claim, after)
             self.connection.execute('COMMIT')
         except BaseException:
             with suppress(psycopg.Error, DestinationError):

@@ -171,8 +171,6 @@ def test_upsert_in_a_stream_gives_back_what_it_replaced(db):
 
     upsert = {'mode': 'upsert', 'key_columns': ['k']}
     db.load_table(pa.table({'k': [7], 'v': ['plain']}), 't')
-    db.connection.execute('ALTER TABLE t ADD COLUMN _amp_batch_id VARCHAR')
-    db.connection.execute('ALTER TABLE t ADD COLUMN _amp_tx_id BIGINT')
     stream(db, keyed(eth(0, 0, '0xa'), 1, 'old'), keyed(eth(1, 1, '0xb', '0xa'), 1, 'new'), **upsert)
     stream(db, keyed(eth(2, 2, '0xc', '0xb'), 7, 'streamed'), **upsert)
 
@@ -199,8 +197,6 @@ def test_two_streams_in_one_table_undo_only_their_own(db):
 
 def test_overwrite_in_a_stream_begins_again_once(db):
     db.load_table(pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}), 't')
-    db.connection.execute('ALTER TABLE t ADD COLUMN _amp_batch_id VARCHAR')
-    db.connection.execute('ALTER TABLE t ADD COLUMN _amp_tx_id BIGINT')
     stream(db, response(eth(0, 9, '0xa'), 1), mode='overwrite')
     assert numbers(db) == [1]
     stream(db, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
@@ -235,6 +231,14 @@ def test_the_older_writer_loses_at_its_next_commit(db):
         next(older)
     assert numbers(db) == [1]
     assert taken.position.to_dict() == {'ethereum': {'number': 9, 'hash': '0xa'}}
+
+
+def test_a_stream_never_takes_itself_back_from_a_newer_writer(db):
+    db.open_stream(StreamKey('t', 't'), Claim('first', 'then'))
+    db.open_stream(StreamKey('t', 't'), Claim('second', 'later'))
+    with pytest.raises(StaleEpochError, match='second at later'):
+        db.open_stream(StreamKey('t', 't'), Claim('first', 'then'), after=1)
+    assert db.open_stream(StreamKey('t', 't'), Claim('second', 'again'), after=1).epoch == 3, 'its own lost answer'
 
 
 def test_a_gap_in_given_batches_with_parent_hashes_is_refused(db):

@@ -1,0 +1,143 @@
+"""What loading into DuckDB costs beside DuckDB's own bulk path, and what exactly-once costs on top.
+
+    python benchmarks/bench_duckdb.py [rows] [repetitions]
+
+Bare path: one `INSERT ... SELECT` from a reader over the same Flight result. For streams the bare path writes the same
+two stamp columns; the stamp alone is reported apart. Undo: the same number of rows taken back from a small table and a
+large one. Memory: the peak of a process that loads 1 M rows against one that loads ten times as many.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.flight as fl
+from _harness import Report, interleaved, peak_rss, speed_ratio
+from _server import bare_server, make_batches
+
+import amp
+from amp.flight.protocol import encode_statement_query
+from amp.loaders.implementations.duckdb_loader import DuckDBLoader
+from amp.loaders.stamps import stamp, stamped_schema
+from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
+
+_LOAD = """
+import sys, tempfile, amp
+with tempfile.TemporaryDirectory() as folder:
+    result = amp.Client(sys.argv[1]).sql('rows=' + sys.argv[2]).load(f'duckdb:///{folder}/x.db', 't')
+    assert result.rows_loaded == int(sys.argv[2])
+"""
+
+
+class Files:
+    """A new database file for each run."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._count = 0
+
+    def new(self) -> str:
+        for old in self._folder.iterdir():
+            old.unlink()
+        self._count += 1
+        return str(self._folder / f'{self._count}.db')
+
+
+def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
+    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
+    return client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
+
+
+def insert(path: str, reader: pa.RecordBatchReader) -> None:
+    connection = duckdb.connect(path)
+    connection.register('empty', reader.schema.empty_table())
+    connection.execute('CREATE TABLE t AS SELECT * FROM empty')
+    connection.register('incoming', reader)
+    connection.execute('INSERT INTO t SELECT * FROM incoming')
+    connection.close()
+
+
+def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
+    """All batches as one microbatch, so that both sides commit once."""
+    last = len(batches) - 1
+    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
+    for i, batch in enumerate(batches):
+        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
+
+
+def bare_stamped(path: str, batches: list[pa.RecordBatch]) -> None:
+    stamped = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
+    insert(path, pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), stamped))
+
+
+def streamed(path: str, batches: list[pa.RecordBatch]) -> None:
+    with DuckDBLoader({'path': path}) as loader:
+        assert all(result.success for result in loader.load_stream_continuous(responses(batches), 't'))
+
+
+def seconds_to_undo(path: str, rows: int, undone: int = 100_000) -> float:
+    """Load `rows` in microbatches of `undone` rows, then take the last one back."""
+    batches = make_batches(count=max(1, undone // 8192 + 1))
+    one = pa.Table.from_batches(batches).slice(0, undone).combine_chunks().to_batches()[0]
+    hashes = [None, *(f'0x{i}' for i in range(rows // undone))]
+    with DuckDBLoader({'path': path}) as loader:
+
+        def feed() -> Iterator[ResponseBatch]:
+            for i in range(rows // undone):
+                block_range = BlockRange('benchnet', i * 10, i * 10 + 9, hashes[i + 1], hashes[i])
+                yield ResponseBatch.data_batch(one, BatchMetadata([block_range], ranges_complete=True))
+
+        for _ in loader.load_stream_continuous(feed(), 't'):
+            pass
+        loader.connection.execute('CHECKPOINT')
+        news = ResponseBatch.reorg_batch([BlockRange('benchnet', (rows // undone - 1) * 10, rows * 10)])
+        started = time.perf_counter()
+        [result] = loader.load_stream_continuous([news], 't')
+        seconds = time.perf_counter() - started
+        assert result.metadata['rows_undone'] == undone
+        return seconds
+
+
+def main(rows: int, repetitions: int, large: int) -> int:
+    report = Report()
+    batches = make_batches()
+    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
+    with tempfile.TemporaryDirectory() as folder, bare_server() as url, amp.Client(url) as client:
+        files, bare = Files(folder), fl.FlightClient(url)
+        query = client.sql(f'rows={rows}')
+        timings = interleaved(
+            {
+                'bare Flight -> INSERT': lambda: insert(files.new(), bare_reader(bare, rows)),
+                'load': lambda: query.load(f'duckdb:///{files.new()}', 't'),
+                'bare INSERT, no stamps': lambda: insert(
+                    files.new(), pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches))
+                ),
+                'bare INSERT, stamped': lambda: bare_stamped(files.new(), batches),
+                'stream, one unit': lambda: streamed(files.new(), batches),
+            },
+            repetitions,
+        )
+        for timing in timings.values():
+            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.at_least('load / bare Flight -> INSERT', speed_ratio(timings, 'load', 'bare Flight -> INSERT'), 0.9)
+        report.at_least('stream / bare stamped INSERT', speed_ratio(timings, 'stream, one unit', 'bare INSERT, stamped'), 0.9)
+        print(f'the stamps alone: {speed_ratio(timings, "bare INSERT, stamped", "bare INSERT, no stamps"):.3f} of unstamped')
+        few, many = (peak_rss(_LOAD, url, str(n)) for n in (1_000_000, 10_000_000))
+        print(f'peak memory: {few / 1e6:.0f} MB for 1 M rows, {many / 1e6:.0f} MB for 10 M rows')
+        report.at_most('peak memory of load, 10 M rows / 1 M rows', many / few, 1.10)
+        small_undo = min(seconds_to_undo(files.new(), 1_000_000) for _ in range(3))
+        large_undo = seconds_to_undo(files.new(), large)
+        print(f'undo of 100 k rows: {small_undo:.3f} s at 1 M rows, {large_undo:.3f} s at {large / 1e6:.0f} M rows')
+        report.at_most(f'undo at {large // 1_000_000} M rows / at 1 M rows', large_undo / small_undo, 1.5)
+    return report.finish()
+
+
+if __name__ == '__main__':
+    given = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(main(*(given + [1_000_000, 5, 50_000_000][len(given) :])))
