@@ -11,6 +11,8 @@ from amp.cli.load import load, stream
 from amp.cli.loaders import loaders
 from amp.cli.query import query
 from amp.cli.serve import serve
+from amp.cli.status import status
+from amp.cli.verify import verify
 
 __all__ = ['app']
 
@@ -49,5 +51,5 @@ def _amp(
     pass
 
 
-for _command in (query, load, stream, serve, demo, loaders):
+for _command in (query, load, stream, status, verify, serve, demo, loaders):
     app.command()(_command)

@@ -71,9 +71,9 @@ def _show(one: StreamStatus) -> None:
     if info.claim.query is not None:
         query = ' '.join(info.claim.query.split())
         lines.append(('query', query if len(query) <= 100 else query[:99] + '…'))
-    print(_styled(info.key.table, 'bold') + name)  # noqa: T201 - the answer itself
+    print(_styled(info.key.table, 'bold') + name)
     for heading, text in lines:
-        print(f'  {_styled(f"{heading:<9}", "dim")} {text}')  # noqa: T201
+        print(f'  {_styled(f"{heading:<9}", "dim")} {text}')
 
 
 def _styled(text: str, style: str) -> str:

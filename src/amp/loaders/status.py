@@ -1,0 +1,158 @@
+"""Where the streams of a destination stand, and how far the server is ahead of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from amp.errors import ConfigError, DestinationError, SourceError, redact
+from amp.loaders.destination_state import gaps_in
+from amp.loaders.registry import create_loader
+from amp.loaders.unit import StreamInfo
+from amp.loaders.urls import is_url, loader_of_url
+from amp.streaming.types import BlockRange
+
+if TYPE_CHECKING:
+    from amp.client import Client
+    from amp.loaders.base import DataLoader
+
+__all__ = ['StreamStatus', 'as_table', 'gaps_of', 'open_destination', 'server_coverage', 'status_of']
+
+# SQL ends with its SETTINGS; inside another query they have no place.
+_SETTINGS = re.compile(
+    r"""\s+settings\s+[\w.]+\s*=\s*('[^']*'|[^\s,;']+)(\s*,\s*[\w.]+\s*=\s*('[^']*'|[^\s,;']+))*\s*;?\s*$""",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    """What a destination says of one stream. `coverage` is what the server has for its query, None when not asked.
+
+    `server` says why the server's side is missing; `window_blocks` are the blocks that could still be taken back.
+    """
+
+    info: StreamInfo
+    history: tuple[BlockRange, ...]
+    gaps: tuple[BlockRange, ...]
+    window_entries: int
+    window_blocks: int
+    coverage: tuple[BlockRange, ...] | None = None
+    server: str | None = None
+
+    @property
+    def lag(self) -> dict[str, int] | None:
+        """Blocks by which the server is ahead, per network; negative when it is behind. None when not known."""
+        if self.coverage is None:
+            return None
+        ends = {r.network: r.end for r in self.info.state.position.ranges}
+        return {r.network: r.end - ends.get(r.network, r.start - 1) for r in self.coverage}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        info = self.info
+        return {
+            'table': info.key.table,
+            'stream': info.key.name,
+            'number': info.state.number,
+            'epoch': info.state.epoch,
+            'position': {r.network: {'number': r.end, 'hash': r.hash} for r in info.state.position.ranges},
+            'history': [r.to_dict() for r in self.history],
+            'gaps': [r.to_dict() for r in self.gaps],
+            'undo_window': {'entries': self.window_entries, 'blocks': self.window_blocks},
+            'owner': info.claim.owner,
+            'taken_at': info.claim.taken_at,
+            'committed_at': info.committed_at,
+            'query': info.claim.query,
+            'head': None if self.coverage is None else {r.network: r.end for r in self.coverage},
+            'lag': self.lag,
+            'server': self.server,
+        }
+
+
+def status_of(loader: DataLoader[Any], source: Client | None = None) -> list[StreamStatus]:
+    """Every stream of a connected loader; with `source` also the server's coverage of each query.
+
+    A server that does not answer is told in `server`, and asked no more. Raises DestinationError and IntegrityError.
+    """
+    found = []
+    down: str | None = None
+    for info in loader.streaming_destination().list_streams():
+        coverage: tuple[BlockRange, ...] | None = None
+        problem = down
+        if source is not None and problem is None:
+            if info.claim.query is None:
+                problem = 'no query is stored with the stream'
+            else:
+                try:
+                    coverage = server_coverage(source, info.claim.query)
+                except SourceError as error:
+                    problem = redact(error.message)
+                    down = problem if error.retryable else None
+        found.append(_status(info, coverage, problem))
+    return found
+
+
+def _status(info: StreamInfo, coverage: tuple[BlockRange, ...] | None, problem: str | None) -> StreamStatus:
+    state = info.state
+    return StreamStatus(
+        info,
+        state.history(),
+        gaps_of(info),
+        len(state.entries),
+        sum(_blocks(entry.ranges) for entry in state.entries),
+        coverage,
+        problem,
+    )
+
+
+def gaps_of(info: StreamInfo) -> tuple[BlockRange, ...]:
+    """Every hole in the history of a stream, from the first block that it ever took."""
+    state = info.state
+    gaps: list[BlockRange] = []
+    for network in state.networks:
+        history = [r for r in state.history() if r.network == network]
+        gaps.extend(gaps_in(history, state.origins.get(network, history[0].start)))
+    return tuple(gaps)
+
+
+def server_coverage(client: Client, query: str) -> tuple[BlockRange, ...]:
+    """What the server's tables cover for `query`, one range a network; empty when it has nothing. Raises SourceError."""
+    asked = client.sql(f'SELECT * FROM {as_table(query)} LIMIT 0')
+    coverage: tuple[BlockRange, ...] = ()
+    with closing(asked.responses(streaming=False)) as responses:
+        for response in responses:
+            coverage = response.metadata.ranges
+    return coverage
+
+
+def as_table(query: str) -> str:
+    """`query` as something to select from: without SETTINGS and semicolon, in brackets."""
+    text = _SETTINGS.sub('', query.strip().rstrip(';'))
+    # A line of its own: the text may end with a comment.
+    return f'(\n{text.strip().rstrip(";")}\n) AS amp_query'
+
+
+@contextmanager
+def open_destination(text: str) -> Iterator[DataLoader[Any]]:
+    """The connected loader of a destination's URL, for looking only: nothing is made that is not there.
+
+    Raises ConfigError for a name that is not known, DestinationError for a file or folder that is not there.
+    """
+    if not is_url(text):
+        raise ConfigError(f'{text!r} is not the URL of a destination', hint='for example duckdb:///chain.db')
+    loader = create_loader(loader_of_url(text), {'url': text})
+    key = loader.URL_PATH_KEY
+    path = str(getattr(loader.config, key, '')) if key else ''
+    if path and '://' not in path and path != ':memory:' and not Path(path).exists():
+        raise DestinationError(f'there is nothing at {path}', hint='check the path of the destination', path=path)
+    with loader:
+        yield loader
+
+
+def _blocks(ranges: Sequence[BlockRange]) -> int:
+    return sum(r.end - r.start + 1 for r in ranges)
