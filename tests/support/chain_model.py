@@ -306,7 +306,7 @@ class MiniEngine:
         return False
 
     def _take(self, message: Message) -> None:
-        while True:
+        for _ in range(5):
             self._point()
             match self.machine.receive(message.metadata, len(message.rows)):
                 case Rows(tx_id):
@@ -335,6 +335,7 @@ class MiniEngine:
                     return
                 case Idle():
                     return
+        raise AssertionError('it goes in circles over one batch')
 
     def _again(self) -> None:
         self.reconnects += 1

@@ -91,6 +91,10 @@ HISTORY = [r(0, 9), r(10, 19), r(20, 29)]
         pytest.param(HISTORY, r(0, 35, 'b', 'a'), 0, [(0, 2)], False, id='from the beginning'),
         pytest.param(HISTORY, r(31, 35), 3, [], True, id='a gap takes nothing back'),
         pytest.param(HISTORY, r(100, 135), 3, [], True, id='a wide gap'),
+        pytest.param(
+            HISTORY, BlockRange('eth', 31, 35, 'a35', 'a29'), 3, [], True, id='the right parent, a block late'
+        ),
+        pytest.param(HISTORY, BlockRange('eth', 29, 35, 'a35', 'a29'), 2, [(2, 2)], True, id='a block early'),
         pytest.param([r(0, 0), r(1, 1), r(2, 2)], r(2, 3, 'b', 'a'), 2, [(2, 2)], False, id='2'),
         pytest.param([r(0, 0), r(1, 2)], r(2, 3, 'b', 'a'), 1, [(1, 1)], True, id='3'),
         pytest.param([r(100, 110), r(111, 120)], r(100, 130, 'b', 'b'), 0, [(0, 1)], False, id='19 from its origin'),

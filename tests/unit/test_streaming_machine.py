@@ -56,8 +56,9 @@ class Driver:
         self.machine.connected()
 
     def _show(self, metadata: BatchMetadata, rows: int) -> str:
-        said = []
+        said: list[str] = []
         while True:
+            assert len(said) < 5, 'it goes in circles'
             step = self.machine.receive(metadata, rows)
             match step:
                 case Rows(tx_id):

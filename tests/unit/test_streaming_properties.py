@@ -105,12 +105,30 @@ def test_a_reorg_no_deeper_than_retention_is_always_survived(forks: list[tuple[i
 
 
 @quick
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 12), st.integers(1, 40)), min_size=1, max_size=8),
+    st.integers(0, 2**16),
+)
+def test_a_reorg_under_a_group_of_uncommitted_microbatches(forks: list[tuple[int, int, int]], seed: int) -> None:
+    harness = Harness(seed, cap=3, group=0.0)
+    chain, server = harness.engines[0].server.chain, harness.engines[0].server
+    for mined, depth, messages in forks:
+        chain.mine(mined)
+        server.sync()
+        harness.run(0, messages)
+        chain.fork(depth, depth + 1)
+        server.sync()
+        harness.run(0, messages)
+    harness.settle()
+
+
+@quick
 @given(st.integers(0, 2**16), st.booleans(), st.sampled_from([1, 7, 40]))
 def test_a_reorg_below_the_window_is_refused_and_final_rows_stay(seed: int, forgets: bool, cap: int) -> None:
     harness = Harness(seed, retention=5, cap=cap)
     engine = harness.engines[0]
     chain, server = engine.server.chain, engine.server
-    while len(engine.machine.committed.segments) == 0:
+    for _ in range(4):
         chain.mine(20)
         server.sync()
         harness.run()
