@@ -187,7 +187,7 @@ class ResumeWatermark:
         object.__setattr__(self, 'gaps', tuple(gaps))
 
     def __bool__(self) -> bool:
-        return bool(self.ranges)
+        return bool(self.ranges or self.gaps)
 
     def to_json(self) -> str:
         """The `amp-resume` header: `{network: {number, hash}}`. Ranges without a hash cannot be resumed from."""

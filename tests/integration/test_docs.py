@@ -1,0 +1,68 @@
+"""The README's examples run, against a local Amp in the place of the reader's server."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amp.devserver import LocalAmp
+
+pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
+
+REPOSITORY = Path(__file__).parents[2]
+README = (REPOSITORY / 'README.md').read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf'```{language}\n(.*?)```', README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope='module')
+def server():
+    with LocalAmp.simulate(seed=7, blocks=30, logs_per_block=3) as amp:
+        yield amp.url
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    return subprocess.run(
+        arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize('number', range(len(blocks('python'))))
+def test_python_examples(number, server, tmp_path):
+    code = blocks('python')[number].replace('grpc://localhost:1602', server)
+    done = run([sys.executable, '-c', code], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_command_line_examples_of_your_own_server(server, tmp_path):
+    lines = [line for block in blocks('sh') for line in block.splitlines() if line.startswith('amp ')]
+    finite = [line for line in lines if '--stream' not in line and 'verify' not in line and 'status' not in line]
+    assert len(finite) >= 2
+    for line in finite:
+        done = run(shlex.split(line.replace('grpc://host:1602', server)), tmp_path)
+        assert done.returncode == 0, f'{line}\n{done.stderr}'
+
+
+def test_a_stream_of_the_readme_can_be_looked_at_and_verified(server, tmp_path):
+    """The `--stream` example, ended by a signal as a reader would; then the two commands that check it."""
+    lines = [line for block in blocks('sh') for line in block.splitlines() if line.startswith('amp ')]
+    [stream] = [line for line in lines if '--stream' in line]
+    arguments = shlex.split(stream.replace('grpc://host:1602', server)) + ['--json']
+    environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'}
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline(), 'the first commit is an event'
+        process.terminate()
+        assert process.wait(30) == 130
+    for line in (line for line in lines if line.startswith(('amp status', 'amp verify'))):
+        done = run(shlex.split(line.replace('grpc://host:1602', server)), tmp_path)
+        assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
