@@ -12,6 +12,7 @@ from amp.testing.suite import ExactlyOnceTests
 class TestDuckDB(ExactlyOnceTests):
     needed_points = ExactlyOnceTests.needed_points | {
         'undo.before',
+        'undo.deleted',
         'undo.after',
         'commit.before_state',
         'commit.before',

@@ -348,6 +348,13 @@ class Conformance:
         trial = self.run(scenario, [{'trace': True}])
         return list(dict.fromkeys(trial.points))
 
+    def crash_at(self, scenario: Scenario, orders: Sequence[Order]) -> None:
+        """Kill at these points, one after the other. Raises AssertionError when one is not reached."""
+        trial = self.run(scenario, orders)
+        missed = [str(order['point']) for order in orders if order['point'] not in trial.kills]
+        if missed:
+            raise AssertionError(f'{scenario}: killed at {trial.kills}, but no process came to {missed}')
+
     def crash_everywhere(self, scenario: Scenario) -> list[str]:
         """Kill at every point that the scenario passes, each kill the beginning of the next run; the points.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -64,8 +65,8 @@ class Oracle:
     def look(self) -> None:
         """Remember the canonical chain as it is now."""
         blocks = self._amp.canonical('blocks')
-        hashes, parents = blocks['hash'].to_pylist(), blocks['parent_hash'].to_pylist()
-        new = {block: parent for block, parent in zip(hashes, parents, strict=True) if block not in self._parents}
+        pairs: Any = zip(blocks['hash'].to_pylist(), blocks['parent_hash'].to_pylist(), strict=True)
+        new = {block: parent for block, parent in pairs if block not in self._parents}
         self._parents |= new
         rows = self._amp.canonical('logs').select(COLUMNS)
         wanted = pc.field('block_hash').isin(pa.array(list(new), pa.binary(32)))
@@ -126,5 +127,6 @@ def _signed(rows: pa.Table, sign: int) -> pa.Table:
 
 
 def _blocks(rows: pa.Table) -> str:
-    numbers = sorted(set(rows['_block_num'].to_pylist()))
+    found: Any = rows['_block_num'].to_pylist()
+    numbers = sorted(set(found))
     return ', '.join(map(str, numbers[:12])) + (', ...' if len(numbers) > 12 else '')

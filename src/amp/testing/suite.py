@@ -22,7 +22,11 @@ from amp.testing.scenarios import SCENARIOS, UPSERTS
 
 __all__ = ['ExactlyOnceTests']
 
-_REPRESENTATIVE = [s for s in SCENARIOS if s.name in {'backlog', 'reorg inside a range', 'there and back'}]
+_REPRESENTATIVE = [s for s in SCENARIOS if s.name in {'backlog', 'reorg inside a range'}]
+_OTHERS = [s for s in SCENARIOS if s.name in {'there and back', 'forgotten orphans'}]
+_A_FEW = [
+    {'point': point, 'nth': 1} for point in ('unit.begun', 'unit.after_data', 'unit.before_commit', 'unit.committed')
+]
 
 
 @pytest.mark.chaos
@@ -52,6 +56,11 @@ class ExactlyOnceTests:
         if 'reorg' in scenario.name and missed:
             pytest.fail(f'{scenario} never came to {sorted(missed)}')
 
+    @pytest.mark.parametrize('scenario', _OTHERS, ids=str)
+    def test_a_few_crashes(self, kit: Conformance, scenario: Scenario) -> None:
+        """Where the chain returns to where it was, and where the server forgets."""
+        kit.crash_at(scenario, _A_FEW)
+
     def test_kills_at_random_moments(self, kit: Conformance) -> None:
         """A few."""
         proofs.random_kills(kit, 6, seed=1)
@@ -71,7 +80,7 @@ class ExactlyOnceTests:
     def test_an_upsert_followed_by_a_reorg(self, kit: Conformance) -> None:
         """The rows that were replaced come back, also after crashes; or the mode is refused by name."""
         if kit.destination.upserts:
-            kit.crash_everywhere(UPSERTS)
+            kit.crash_at(UPSERTS, _A_FEW)
         else:
             proofs.upsert_is_refused(kit)
 
