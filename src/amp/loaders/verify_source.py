@@ -127,7 +127,7 @@ class Comparison:
             }
             if not any(counts.values()):
                 return None
-            words = {'missing': 'missing', 'extra': 'not of the server', 'twice': 'there once too often'}
+            words = {'missing': 'missing', 'extra': 'not of the server', 'twice': 'there too often'}
             text = ', '.join(f'{_rows(counts[kind])} {told}' for kind, told in words.items() if counts[kind])
         else:
             counts = {'here': len(here), 'there': len(there)}
