@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import duckdb
 import pyarrow as pa
@@ -17,10 +20,11 @@ from amp.devserver import LocalAmp
 from amp.errors import ConfigError, LoadError, SourceError, VerifyError
 from amp.loaders.findings import Report
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
+from amp.loaders.implementations.postgresql_loader import PostgreSQLLoader
 from amp.loaders.verify import verify, verify_table
 from amp.streaming.ledger import stream_interval
 from amp.streaming.types import BatchMetadata, BlockRange, ResponseBatch
-from tests.support.following import until_head
+from tests.support.following import at_head, follow, until_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
 
@@ -354,6 +358,54 @@ def test_every_table_of_the_chain_survives_the_way_through_duckdb(tmp_path):
             ('transactions', True, []),
             ('logs', True, []),
         ]
+
+
+@pytest.mark.postgresql
+def test_every_table_of_the_chain_survives_the_way_through_postgresql(postgresql_test_config):
+    config = {**postgresql_test_config, 'schema': 'amp_verify'}
+    with LocalAmp.simulate(seed=2, blocks=60, logs_per_block=3, microbatch_max_blocks=10) as amp:
+        with Client(amp.url) as client, PostgreSQLLoader(config) as loader:
+            client.configure_connection('here', 'postgresql', config)
+            for table in ('blocks', 'transactions', 'logs'):
+                stream = client.sql(f'SELECT * FROM eth_rpc.{table}').load('here', table, stream=True)
+                with closing(stream):
+                    assert any(at_head(amp, result) for result in stream)
+            reports = verify(loader, source=client)
+            assert [(r.key.table, r.findings) for r in reports] == [('blocks', []), ('transactions', []), ('logs', [])]
+            with loader.connection.transaction():
+                loader.connection.execute('DELETE FROM amp_verify.logs WHERE _block_num = 33')
+            [report] = verify_table(loader, 'logs', source=client)
+            assert [f.ranges for f in report.findings] == [(BlockRange(amp.network, 33, 33),)]
+
+
+def test_a_stream_that_runs_on_meanwhile_is_not_blamed(tmp_path):
+    path = str(tmp_path / 'chain.db')
+    moves = random.Random(4)
+    enough = threading.Event()
+    begun = threading.Event()
+    with LocalAmp.simulate(seed=4, blocks=60, logs_per_block=4, microbatch_max_blocks=10) as amp:
+
+        def follow_and_move() -> None:
+            with closing(follow(amp, f'duckdb:///{path}', sql='SELECT * FROM eth_rpc.logs')) as stream:
+                for result in stream:
+                    if enough.is_set():
+                        return
+                    if at_head(amp, result):
+                        begun.set()
+                        amp.reorg(moves.randint(1, 8), extend=2) if moves.random() < 0.5 else amp.mine(2)
+
+        with DuckDBLoader({'path': path}) as loader, Client(amp.url) as client:
+            thread = threading.Thread(target=follow_and_move)
+            thread.start()
+            try:
+                assert begun.wait(30)
+                reports = [report for _ in range(8) for report in verify_table(loader, 'logs', source=client)]
+            finally:
+                enough.set()
+                amp.mine(1)
+                thread.join(30)
+            assert not thread.is_alive()
+    assert [report.findings for report in reports] == [[]] * 8
 
 
 def test_a_loader_that_cannot_show_stamps_says_so(path):

@@ -46,12 +46,19 @@ def read_schema(columns: Mapping[str, str]) -> pa.Schema:
     return pa.schema([(name, _arrow_type(kind)) for name, kind in columns.items()])
 
 
-def read_batches(connection: Connection, table: str, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
-    """The rows of a quoted table as one moment saw them, in batches of `read_schema(columns)`."""
+def read_batches(
+    connection: Connection, table: str, columns: Mapping[str, str], where: Mapping[str, tuple[int, int]] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a quoted table as one moment saw them, in batches of `read_schema(columns)`.
+
+    `where` keeps those whose column lies between two numbers, inclusive.
+    """
     schema = read_schema(columns)
     selected = ', '.join(_selected(name, kind) for name, kind in columns.items())
+    kept = ' AND '.join(f'{quote(name)} BETWEEN {low:d} AND {high:d}' for name, (low, high) in (where or {}).items())
+    source = f'{table} WHERE {kept}' if kept else table
     connection.execute('BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY')
-    connection.execute(f'DECLARE amp_scan NO SCROLL CURSOR FOR SELECT {selected} FROM {table}'.encode())
+    connection.execute(f'DECLARE amp_scan NO SCROLL CURSOR FOR SELECT {selected} FROM {source}'.encode())
     with psycopg.Cursor(connection) as cursor:
         while rows := cursor.execute(f'FETCH {_ROWS} FROM amp_scan'.encode(), binary=True).fetchall():
             values = zip(*rows, strict=True)

@@ -238,11 +238,27 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
         return pa.RecordBatchReader.from_batches(read_schema(columns), self._read(table_name, columns))
 
-    def _read(self, table_name: str, columns: Mapping[str, str]) -> Iterator[pa.RecordBatch]:
+    def stamped_scan(
+        self,
+        table_name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows with amp's own columns; those asked for, where the named columns lie between two numbers."""
+        with self.explained(table_name):
+            present = self.columns(table_name)
+        if not present:
+            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
+        wanted = {name: present[name] for name in columns} if columns is not None else present
+        return pa.RecordBatchReader.from_batches(read_schema(wanted), self._read(table_name, wanted, where))
+
+    def _read(
+        self, table_name: str, columns: Mapping[str, str], where: Mapping[str, tuple[int, int]] | None = None
+    ) -> Iterator[pa.RecordBatch]:
         connection = self._connections.take()
         try:
             with self.explained(table_name):
-                yield from read_batches(connection, self.quoted(table_name), columns)
+                yield from read_batches(connection, self.quoted(table_name), columns, where)
         finally:
             self._connections.give(connection)
 
