@@ -194,11 +194,12 @@ class StreamMachine:
             return None
         if self.is_dirty:
             return Flush()
-        if admission.undo is not None:
+        can_ask_again = self._strict
+        if admission.undo is not None and (can_ask_again or not admission.reconnect):
             self.pending = admission.undo.state
             return Rewind(admission.undo, admission.reconnect)
         self._beside += 1
-        if self._beside >= _MOST_BESIDE or not self._strict:
+        if self._beside >= _MOST_BESIDE or not can_ask_again:
             if admission.below is not None:
                 raise self._too_deep(ranges, admission.below)
             raise self._misplaced(ranges)

@@ -241,9 +241,7 @@ class BatchIdentifier:
 
     def to_block_range(self) -> BlockRange:
         """The range that this identifies."""
-        return BlockRange(
-            self.network, self.start_block, self.end_block, self.end_hash, self.start_parent_hash or None
-        )
+        return BlockRange(self.network, self.start_block, self.end_block, self.end_hash, self.start_parent_hash or None)
 
     def overlaps_or_after(self, block: int) -> bool:
         """True when the batch holds `block` or a later one: what a reorg at `block` invalidates."""

@@ -233,6 +233,13 @@ def test_the_older_writer_loses_at_its_next_commit(db):
     assert taken.position.to_dict() == {'ethereum': {'number': 9, 'hash': '0xa'}}
 
 
+def test_given_batches_that_would_leave_a_hole_are_refused_before_anything_is_undone(db):
+    stream(db, response(eth(0, 9, '0xa'), 1, 9), response(eth(10, 19, '0xb', '0xa'), 11, 19))
+    with pytest.raises(ProtocolError, match='does not continue'):
+        stream(db, response(eth(15, 20, '0xc', '0xd'), 16))
+    assert numbers(db) == [1, 9, 11, 19]
+
+
 def test_a_stream_never_takes_itself_back_from_a_newer_writer(db):
     db.open_stream(StreamKey('t', 't'), Claim('first', 'then'))
     db.open_stream(StreamKey('t', 't'), Claim('second', 'later'))
