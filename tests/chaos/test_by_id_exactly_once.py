@@ -18,4 +18,8 @@ class TestById(ExactlyOnceTests):
     }
 
     def make_destination(self, tmp_path):
-        return Destination('tests.support.by_id_loader:ByIdLoader', {'path': str(tmp_path / 'rows.sqlite')})
+        return Destination(
+            'tests.support.by_id_loader:ByIdLoader',
+            {'path': str(tmp_path / 'rows.sqlite')},
+            count_raw=lambda loader, table: loader.count_raw(table),
+        )

@@ -123,6 +123,12 @@ class ByIdLoader(DataLoader[ByIdConfig]):
         empty = without_stamps(pa.RecordBatch.from_pylist([], schema=schema))
         return pa.RecordBatchReader.from_batches(empty.schema, pieces)
 
+    def count_raw(self, table_name: str) -> int:
+        """Every row that lies there, of whatever unit."""
+        schema = self._stored_schema(table_name)
+        found = self._run('SELECT rows FROM pieces WHERE name = ?', table_name)
+        return sum(self._read_piece(piece, schema).num_rows for (piece,) in found)
+
     def streaming_destination(self) -> UndoById:
         found = super().streaming_destination()
         assert isinstance(found, UndoById)

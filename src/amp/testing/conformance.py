@@ -54,7 +54,8 @@ class Destination:
     """A loader under test: its registered name or `package.module:Class`, and a configuration that works.
 
     `modules` are imported by the child first. `single_process`: only one process at a time can have it open.
-    `proxy` makes a network that loses acknowledgements, for destinations that have one.
+    `proxy` makes a network that loses acknowledgements, for destinations that have one. `count_raw(loader, table)` counts
+    the rows that lie in the table, also those that `scan` hides: once a stream has been opened none may be left over.
     """
 
     loader: str
@@ -62,6 +63,7 @@ class Destination:
     modules: tuple[str, ...] = ()
     single_process: bool = False
     proxy: Callable[[], AbstractContextManager[Proxy]] | None = None
+    count_raw: Callable[[DataLoader[Any], str], int] | None = None
 
     def make(self) -> DataLoader[Any]:
         """A loader in this process."""
@@ -220,6 +222,7 @@ class Trial:
                     if key in held:
                         positions[wire.feed] = destination.open_stream(key, Claim.now()).position
                 self._compare(loader, positions, 'after the stream was opened')
+                self._count_raw(loader, positions)
         self.checks += 1
         return {feed.name: position for feed, position in positions.items()}
 
@@ -246,6 +249,16 @@ class Trial:
         if wrong is not None:
             at = {feed.name: [str(r) for r in position.ranges] for feed, position in positions.items()}
             raise AssertionError(f'{self.table}, {when}, after kills at {self.kills}, standing at {at}: {wrong}')
+
+    def _count_raw(self, loader: DataLoader[Any], positions: Mapping[Feed, ResumeWatermark]) -> None:
+        count = self._kit.destination.count_raw
+        if count is None or not loader.table_exists(self.table):
+            return
+        found, expected = count(loader, self.table), self.oracle.expected(positions).num_rows
+        if found != expected:
+            raise AssertionError(
+                f'{self.table} holds {found} rows, hidden ones included, where {expected} are committed'
+            )
 
     def _reach_head(self, wire: Wire) -> bool:
         child = wire.child
