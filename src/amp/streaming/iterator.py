@@ -115,8 +115,10 @@ class StreamingResultIterator:
     def _start(self) -> None:
         with self._changed:
             if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._read, name='amp-reader', daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._read, name='amp-reader', daemon=True)
+                thread.start()
+                # Only now: a signal may come while it starts, and a thread that has not started cannot be joined.
+                self._thread = thread
 
     def _read(self) -> None:
         error: BaseException | None = None
