@@ -14,7 +14,7 @@ from amp.devserver.anvil import Anvil, find_anvil, install_anvil
 from amp.devserver.local import LocalAmp
 from amp.errors import ConfigError, ConnectError
 
-__all__ = ['COLUMNS', 'DemoChain', 'open_chain']
+__all__ = ['COLUMNS', 'DemoChain', 'open_chain', 'simulated_truth']
 
 Tell = Callable[[str], None]
 
@@ -150,8 +150,13 @@ class _Simulated:
         return head
 
     def truth(self) -> pa.Table:
-        names = {column: name for column, name in COLUMNS.items() if column != 'timestamp'}
-        return self.server.canonical('logs').select(list(names)).rename_columns(list(names.values()))
+        return simulated_truth(self.server)
+
+
+def simulated_truth(server: LocalAmp) -> pa.Table:
+    """Every log of the canonical chain of a simulator, as `DemoChain.truth` gives it."""
+    names = {column: name for column, name in COLUMNS.items() if column != 'timestamp'}
+    return server.canonical('logs').select(list(names)).rename_columns(list(names.values()))
 
 
 def _bytes(texts: Iterator[str | None]) -> pa.Array[Any]:

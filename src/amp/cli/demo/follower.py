@@ -65,7 +65,8 @@ class Follower:
     def _read(self, lines: IO[bytes]) -> None:
         with lines:
             for line in lines:
-                self._events.put(json.loads(line))
+                if line.endswith(b'\n'):  # a kill may cut the last one short
+                    self._events.put(json.loads(line))
         self._events.put(None)
 
     def stop(self) -> None:
@@ -80,6 +81,18 @@ class Follower:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        self._drain()
+
+    def kill(self) -> None:
+        """End it as `kill -9` does: at once, whatever it is doing. What it has told until then is taken."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        self._drain()
+
+    def _drain(self) -> None:
         while (event := self._events.get()) is not None:
             self._take(event)
 

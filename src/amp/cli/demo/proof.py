@@ -17,12 +17,21 @@ _MARK = '_amp_demo'
 
 @dataclass(frozen=True)
 class Proof:
-    """Rows in the file and on the chain, and how many of each the other lacks."""
+    """Rows in the file and on the chain, and how many of each the other lacks.
+
+    `orphaned` are those of the surplus that the chain does not have at all; the others are there too often.
+    """
 
     rows: int
     expected: int
     missing: int
     surplus: int
+    orphaned: int
+
+    @property
+    def twice(self) -> int:
+        """Rows that are on the chain, and in the file more often than there."""
+        return self.surplus - self.orphaned
 
     @property
     def holds(self) -> bool:
@@ -66,6 +75,8 @@ def compare(path: Path, truth: pa.Table) -> Proof:
         connection.register('truth', truth)
         columns = ', '.join(f'"{name}"' for name in truth.schema.names)
         loaded, wanted = f'SELECT {columns} FROM transfers', f'SELECT {columns} FROM truth'
+        surplus = f'{loaded} EXCEPT ALL {wanted}'
+        same = ' AND '.join(f'surplus."{name}" IS NOT DISTINCT FROM truth."{name}"' for name in truth.schema.names)
 
         def count(of: str) -> int:
             row = connection.execute(f'SELECT count(*) FROM ({of})').fetchone()
@@ -75,5 +86,6 @@ def compare(path: Path, truth: pa.Table) -> Proof:
             rows=count(loaded),
             expected=count(wanted),
             missing=count(f'{wanted} EXCEPT ALL {loaded}'),
-            surplus=count(f'{loaded} EXCEPT ALL {wanted}'),
+            surplus=count(surplus),
+            orphaned=count(f'SELECT * FROM ({surplus}) AS surplus ANTI JOIN truth ON {same}'),
         )

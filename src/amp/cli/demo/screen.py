@@ -74,8 +74,11 @@ class Screen:
         if self._as_json:
             emit(kind, **{key: value for key, value in event.items() if key != 'event'})
         elif kind == 'reorg':
-            first = min((r['start'] for r in event.get('ranges') or []), default=0)
-            self.say(f'the loader took back {event.get("rows_undone") or 0:,} rows, from block {first:,} on', 'yellow')
+            self._tell_reorg(event)
+
+    def _tell_reorg(self, event: dict[str, Any]) -> None:
+        first = min((r['start'] for r in event.get('ranges') or []), default=0)
+        self.say(f'the loader took back {event.get("rows_undone") or 0:,} rows, from block {first:,} on', 'yellow')
 
     def _render(self) -> Table:
         tally = self._tally
