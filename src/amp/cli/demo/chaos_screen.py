@@ -81,7 +81,7 @@ class ChaosScreen(Screen):
     def _untold(self, verdict: Verdict) -> str:
         """A commit whose process died before it could tell of it is in the file, not in the tally."""
         rows = self._untold_rows(verdict)
-        return f'; {rows:+,} by commits that were killed before they could tell' if rows else ''
+        return f'; {rows:+,} by commits killed before they told' if rows else ''
 
     def _untold_rows(self, verdict: Verdict) -> int:
         return verdict.proof.rows - (self._tally.rows - self._tally.rows_undone)
@@ -112,5 +112,5 @@ class ChaosScreen(Screen):
 
 def _verified(verdict: Verdict) -> str:
     if verdict.holds:
-        return f"[bold green]yes[/], the rows of {verdict.blocks:,} blocks, by the simulator's table and by amp verify"
-    return f'[bold red]no[/], {verdict.verified_blocks:,} of {verdict.blocks:,} blocks were held against the server'
+        return f"[bold green]yes[/], all {verdict.blocks:,} blocks: by the chain's table, and by amp verify"
+    return f'[bold red]no[/], {verdict.verified_blocks:,} of {verdict.blocks:,} blocks held against the server'

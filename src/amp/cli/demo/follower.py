@@ -26,6 +26,7 @@ __all__ = ['Event', 'Follower']
 Event = dict[str, Any]
 
 _PATIENCE = 120.0  # seconds to reach a block that is there
+_ALONE = 30.0  # seconds that the loader goes on trying when there is no server
 
 
 class Follower:
@@ -34,6 +35,8 @@ class Follower:
     def __init__(self, url: str, sql: str, path: Path, seen: Callable[[Event], None]) -> None:
         self._command = [sys.executable, '-m', 'amp', 'load', url, sql, '--stream', '--json']
         self._command += ['--to', f'duckdb:///{quote(str(path))}', '--table', 'transfers']
+        # Should the demo itself be killed, nobody is left to end the loader: without a server it ends by itself.
+        self._command += ['--option', f'retry_seconds={_ALONE:.0f}']
         self._seen = seen
         self._events: queue.Queue[Event | None] = queue.Queue()
         self._position: dict[str, dict[str, Any]] = {}
