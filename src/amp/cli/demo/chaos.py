@@ -78,8 +78,7 @@ class Verdict:
 def run(screen: ChaosScreen, path: Path, seconds: int, seed: int) -> Verdict:
     """The whole of it. Raises AmpError when the loader ends by itself, or cannot catch up once it is left in peace."""
     prepare(path)
-    toll = Toll()
-    screen.toll = toll
+    toll = screen.toll
     chain = _Chain(seed, toll)
     with chain.server as server, Follower(server.url, SQL, path, screen.event) as follower:
         screen.say(f'seed {seed}: a simulated chain of {_HISTORY} blocks, and a loader that streams it into {path}')
@@ -155,8 +154,7 @@ class _Storm:
         self._armed: list[Fault] = []
 
     def rage(self, seconds: float) -> None:
-        """Mischief for so long."""
-        deadline = time.monotonic() + seconds
+        """Mischief for so long, from the first commit on."""
         mischief: list[tuple[Callable[[], None], int]] = [
             (self._cut, 8),
             (self._end_early, 5),
@@ -168,6 +166,7 @@ class _Storm:
         ]
         kinds, weights = zip(*mischief, strict=True)
         self._until_commit()
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             self._weather()
             self._move_chain()

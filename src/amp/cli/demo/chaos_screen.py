@@ -6,24 +6,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amp.cli.console import emit
+from amp.cli.demo.chaos import Toll
 from amp.cli.demo.screen import Screen
 from amp.cli.progress import position_text, progress_row
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from amp.cli.demo.chaos import Toll, Verdict
+    from amp.cli.demo.chaos import Verdict
 
 __all__ = ['ChaosScreen']
 
 
 class ChaosScreen(Screen):
-    """The screen of a run with one seed. `toll` is set by the run, and counted up while it goes on."""
-
-    toll: Toll
+    """The screen of a run with one seed. `toll` is counted up by the run while it goes on."""
 
     def __init__(self, seed: int, *, as_json: bool) -> None:
         super().__init__(as_json=as_json)
+        self.toll = Toll()
         self._seed = seed
 
     @property
@@ -46,7 +46,7 @@ class ChaosScreen(Screen):
             f'[red]{toll.kills} kills[/]',
             f'[yellow]{toll.cuts} cuts[/]',
             f'[yellow]{toll.reorgs} reorgs[/]',
-            f'at [cyan]{position_text(tally.position)}[/]' + (f' of {self.head:,}' if self.head is not None else ''),
+            f'at [cyan]{position_text(tally.position)}[/]',
         ]
         return progress_row('chaos', parts, tally.seconds)
 
