@@ -69,7 +69,7 @@ class ExactlyOnceTests:
         """Each undoes its own rows."""
         proofs.two_streams_in_one_table(kit)
 
-    @pytest.mark.parametrize('point', ['unit.after_data', 'unit.before_commit'])
+    @pytest.mark.parametrize('point', ['unit.begin', 'unit.after_data', 'unit.before_commit'])
     def test_a_writer_that_wakes_up_late_loses(self, kit: Conformance, point: str) -> None:
         """Or there can be no second one."""
         if kit.destination.single_process:
