@@ -13,7 +13,7 @@ from amp.streaming.types import ResponseBatch
 
 __all__ = ['DEFAULT_MAX_BYTES', 'END', 'End', 'StreamingResultIterator']
 
-DEFAULT_MAX_BYTES = 64 * 1024 * 1024
+DEFAULT_MAX_BYTES = 8 * 1024**2
 _JOIN_SECONDS = 5.0
 
 
