@@ -37,22 +37,12 @@ class Feed:
 
     def push(self, batch: pa.RecordBatch) -> None:
         """Hand one batch over; waits while the queue is full. Raises what the consumer raised."""
-        while not self._done.is_set():
-            try:
-                self._queue.put(batch, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-        self._raise()
+        if not self._put(batch):
+            self._raise()
 
     def finish(self) -> int:
         """Close the reader and wait; the consumer's result. Raises what it raised."""
-        while not self._done.is_set():
-            try:
-                self._queue.put(None, timeout=0.1)
-            except queue.Full:
-                continue
-            break
+        self._put(None)
         self._thread.join()
         self._raise()
         return self._rows
@@ -60,13 +50,18 @@ class Feed:
     def cancel(self) -> None:
         """Make the reader fail, wait for the consumer to stop, and forget its error."""
         self._cancelled.set()
+        self._put(None)
+        self._thread.join()
+
+    def _put(self, item: pa.RecordBatch | None) -> bool:
+        """False when the consumer has stopped and takes nothing more."""
         while not self._done.is_set():
             try:
-                self._queue.put(None, timeout=0.1)
+                self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
-            break
-        self._thread.join()
+            return True
+        return False
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -7,22 +7,21 @@ INSERTs in one transaction would hold all of their rows in memory. A file belong
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
 import duckdb
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from amp.errors import DestinationError, LoadError, SchemaError
+from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
+from amp.loaders.duckdb_arrow import create, insert, replace_by_key, stage
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
-from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, same_keys, undo_statements
+from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
 from amp.loaders.stamps import BATCH_ID, STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
@@ -35,10 +34,6 @@ _ROW_GROUP = 122_880
 _ROW_GROUPS_IN_MEMORY = 6
 _LEAST_MEMORY = 256 * 1024**2
 _MOST_MEMORY = 4 * 1024**3
-
-_INCOMING = '_amp_incoming'
-_STAGE = '_amp_stage'
-_ROW = '_amp_row'
 
 
 @dataclass(frozen=True)
@@ -123,19 +118,12 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             yield
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
-        self._create(self.own, schema, self._quoted(table_name))
+        create(self.own, schema, self._quoted(table_name))
         # The table may be older than its first stream.
         for name in STAMP_COLUMNS:
             if name in schema.names:
                 kind = 'VARCHAR' if name == BATCH_ID else 'BIGINT'
                 self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}')
-
-    def _create(self, connection: duckdb.DuckDBPyConnection, schema: pa.Schema, quoted: str) -> None:
-        _check_types(connection, schema)
-        with _registered(connection, landed(schema.empty_table().to_reader())):
-            connection.execute(
-                f'CREATE TABLE IF NOT EXISTS {quoted} AS SELECT {_select_list(schema)} FROM {_INCOMING} LIMIT 0'
-            )
 
     def _clear_table(self, table_name: str) -> None:
         self.own.execute(f'DELETE FROM {self._quoted(table_name)}')
@@ -335,135 +323,6 @@ class _DuckDBUnit:
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         return self._connection.execute(sql, list(values)).fetchall()
-
-
-def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordBatchReader) -> int:
-    """Rows of a reader into a quoted table, columns by name; their number."""
-    columns = ', '.join(quote(name) for name in reader.schema.names)
-    with _registered(connection, landed(reader)):
-        [(rows,)] = connection.execute(
-            f'INSERT INTO {table} ({columns}) SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
-        ).fetchall()
-    return int(rows)
-
-
-def stage(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> int:
-    """Rows of a reader into a fresh temporary table, numbered in their order; how many there are."""
-    listed = f'{_select_list(reader.schema)}, {quote(_ROW)}'
-    with _registered(connection, _numbered(landed(reader))):
-        connection.execute(f'CREATE OR REPLACE TEMP TABLE {_STAGE} AS SELECT {listed} FROM {_INCOMING}')
-    [(rows,)] = connection.execute(f'SELECT count(*) FROM {_STAGE}').fetchall()
-    return int(rows)
-
-
-def replace_by_key(
-    connection: duckdb.DuckDBPyConnection, table: str, columns: Sequence[str], keys: Sequence[str], before: str | None
-) -> None:
-    """The staged rows take the place of those with the same keys; of several with one key the last counts.
-
-    `before` is where rows that a stream replaces are kept for an undo.
-    """
-    missing = [k for k in keys if k not in columns]
-    if missing:
-        raise SchemaError(f'the key column {missing[0]!r} is not in the rows', hint=f'columns: {", ".join(columns)}')
-    partition = ', '.join(quote(k) for k in keys)
-    newest = (
-        f'(SELECT * FROM {_STAGE} QUALIFY row_number() OVER (PARTITION BY {partition} ORDER BY {quote(_ROW)} DESC) = 1)'
-    )
-    if before is not None:
-        tx = quote(TX_ID)
-        connection.execute(
-            f'INSERT INTO {before} BY NAME SELECT t.*, s.{tx} AS {quote(REPLACED_BY)} FROM {table} t '
-            f'JOIN {newest} s ON {same_keys("t", "s", keys)} WHERE t.{tx} IS DISTINCT FROM s.{tx}'
-        )
-    connection.execute(f'DELETE FROM {table} t USING {_STAGE} s WHERE {same_keys("t", "s", keys)}')
-    reached('upsert.deleted')
-    listed = ', '.join(quote(c) for c in columns)
-    connection.execute(f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
-    connection.execute(f'DROP TABLE {_STAGE}')
-
-
-def _numbered(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """The reader with a column that counts its rows."""
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        rows = 0
-        for batch in reader:
-            yield batch.append_column(_ROW, pa.array(np.arange(rows, rows + batch.num_rows)))
-            rows += batch.num_rows
-
-    return pa.RecordBatchReader.from_batches(reader.schema.append(pa.field(_ROW, pa.int64())), batches())
-
-
-def landed(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """The reader with columns that DuckDB cannot take from Arrow in a form that it can: decimal256 as text."""
-    wide = [i for i, field in enumerate(reader.schema) if pa.types.is_decimal256(field.type)]
-    coarse = [] if _HAS_NANOSECOND_ZONE else [i for i, f in enumerate(reader.schema) if _is_fine_zoned(f.type)]
-    if not wide and not coarse:
-        return reader
-    schema = reader.schema
-    for i in wide:
-        schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
-    for i in coarse:
-        schema = schema.set(i, pa.field(schema.field(i).name, pa.timestamp('us', schema.field(i).type.tz)))
-    return pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in reader))
-
-
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = []
-    for column, field in zip(batch.columns, schema, strict=True):
-        try:
-            columns.append(column if column.type.equals(field.type) else pc.cast(column, field.type))
-        except pa.ArrowInvalid as error:
-            raise SchemaError(
-                f'column {field.name!r} has nanoseconds, which this DuckDB cannot keep with a time zone',
-                hint='DuckDB 2 can: pip install -U duckdb',
-            ) from error
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _is_fine_zoned(kind: pa.DataType) -> bool:
-    return pa.types.is_timestamp(kind) and kind.unit == 'ns' and kind.tz is not None
-
-
-_HAS_NANOSECOND_ZONE = int(duckdb.__version__.split('.')[0]) >= 2
-
-
-def _select_list(schema: pa.Schema) -> str:
-    """The columns of a schema as they are selected from Arrow."""
-    return ', '.join(
-        f'{quote(f.name)}::BIGNUM AS {quote(f.name)}' if pa.types.is_decimal256(f.type) else quote(f.name)
-        for f in schema
-    )
-
-
-def _check_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> None:
-    """Refuse a column by name and type before the first row. Raises SchemaError."""
-    names = [name.casefold() for name in schema.names]
-    twice = next((n for n in schema.names if names.count(n.casefold()) > 1), None)
-    if twice is not None:
-        raise SchemaError(f'two columns are named {twice!r} (DuckDB does not tell upper from lower case)')
-    for field in schema:
-        if pa.types.is_decimal256(field.type) and field.type.scale != 0:
-            raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}')
-        try:
-            with _registered(connection, landed(pa.schema([field]).empty_table().to_reader())):
-                connection.execute(f'DESCRIBE SELECT * FROM {_INCOMING}').fetchall()
-        except (duckdb.NotImplementedException, duckdb.InvalidInputException, pa.ArrowNotImplementedError) as error:
-            raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}') from error
-
-
-@contextmanager
-def _registered(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> Iterator[None]:
-    connection.register(_INCOMING, reader)
-    try:
-        yield
-    except BaseException:
-        # In a transaction that has failed even this is refused; the first error is the one to tell.
-        with suppress(duckdb.Error):
-            connection.unregister(_INCOMING)
-        raise
-    connection.unregister(_INCOMING)
 
 
 @contextmanager
