@@ -19,7 +19,9 @@ import pyarrow as pa
 
 from amp.errors import AmpError, ConfigError, LoadError, redact
 from amp.loaders import stamps
+from amp.loaders.evolution import FREEZE, evolution, refuse_unless_evolving
 from amp.loaders.registry import LoaderRegistry
+from amp.loaders.shape import Shape
 from amp.loaders.types import LabelJoinConfig, LoadConfig, LoadMode, LoadResult
 from amp.loaders.unit import StreamingDestination
 from amp.loaders.urls import config_from_url
@@ -33,7 +35,7 @@ __all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResul
 TConfig = TypeVar('TConfig')
 
 _BATCH_ROWS = 65_536
-_COMMON_OPTIONS = frozenset({'mode', 'create_table', 'key_columns', 'block_ranges'})
+_COMMON_OPTIONS = frozenset({'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'schema_evolution'})
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class _Options:
     create_table: bool
     key_columns: tuple[str, ...]
     block_ranges: tuple[BlockRange, ...]
+    schema_evolution: str
+    shape: Shape
     extra: Mapping[str, Any]
 
     def for_author(self) -> dict[str, Any]:
@@ -93,8 +97,7 @@ class DataLoader(ABC, Generic[TConfig]):
         self.logger = logging.getLogger(f'amp.loaders.{self.name}')
         self.label_manager = label_manager
         self._is_connected = False
-        self._created_tables: set[str] = set()
-        self._stamped_tables: set[str] = set()
+        self._created_tables: dict[str, set[str]] = {}
         self._resilience_config = given.pop('resilience', None)
         self._state_config = given.pop('state', None)
         if 'url' in given:
@@ -147,6 +150,17 @@ class DataLoader(ABC, Generic[TConfig]):
     def _clear_table(self, table_name: str) -> None:
         raise LoadError(
             f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite'
+        )
+
+    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
+        """Columns of `schema` that the table, which is there, lacks. None where a table has no fixed columns."""
+        del schema, table_name
+        return ()
+
+    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
+        """Add nullable columns to a table; rows that are there have null in them."""
+        raise LoadError(
+            f'{self.name} cannot add columns to {table_name!r}', hint='a loader can when it has _add_columns'
         )
 
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
@@ -283,7 +297,7 @@ class DataLoader(ABC, Generic[TConfig]):
         counted = _Counted(reader.schema)
         source = _Remembering(reader)
         try:
-            rows = self._load_all(counted.reader(source), reader.schema, table_name, chosen)
+            rows = self._load_all(counted.reader(source), table_name, chosen)
         except Exception as error:
             if source.error is not None:
                 raise source.error from error
@@ -329,10 +343,12 @@ class DataLoader(ABC, Generic[TConfig]):
         own = hasattr(self, 'open_stream') or (_overrides(self, '_delete_runs') and hasattr(self, '_write_state'))
         return 'exactly-once' if own else 'at-least-once'
 
-    def prepare_table(self, schema: pa.Schema, table_name: str, create_table: bool) -> None:
-        """Make the table once, or check that it is there. Raises LoadError."""
-        stamped = stamps.TX_ID in schema.names
-        if table_name in (self._stamped_tables if stamped else self._created_tables):
+    def prepare_table(
+        self, schema: pa.Schema, table_name: str, create_table: bool, schema_evolution: str = FREEZE
+    ) -> None:
+        """Make the table once, or check that it is there and has the columns. Raises LoadError or SchemaError."""
+        prepared = self._created_tables.get(table_name)
+        if prepared is not None and prepared.issuperset(schema.names):
             return
         if create_table:
             self._create_table_from_schema(schema, table_name)
@@ -342,9 +358,19 @@ class DataLoader(ABC, Generic[TConfig]):
                 hint='leave out create_table=False to make it',
                 table=table_name,
             )
-        self._created_tables.add(table_name)
-        if stamped:
-            self._stamped_tables.add(table_name)
+        missing = list(self._missing_columns(schema, table_name))
+        if missing:
+            refuse_unless_evolving(missing, table_name, schema_evolution)
+            self._add_columns(missing, table_name)
+        self._created_tables[table_name] = set(schema.names)
+
+    def shape(self, column_types: Mapping[str, str] | None = None) -> Shape:
+        """What happens to the rows of a load before they come to the loader."""
+        if not column_types:
+            return Shape()
+        from amp.loaders.column_types import ColumnTypes
+
+        return Shape([ColumnTypes(column_types)])
 
     def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
         """Raises ConfigError for a mode that this loader does not have, or keys that a mode lacks."""
@@ -357,15 +383,18 @@ class DataLoader(ABC, Generic[TConfig]):
     def _load_one(self, batch: pa.RecordBatch, table_name: str, options: _Options) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
+        batch = options.shape.batch(batch)
         if options.block_ranges:
             batch = self._add_metadata_columns(batch, options.block_ranges)
         with self._transaction():
             self._prepare(batch.schema, table_name, options)
             return self._checked_count(self._load_batch_impl(batch, table_name, **options.for_author()))
 
-    def _load_all(self, reader: pa.RecordBatchReader, schema: pa.Schema, table_name: str, options: _Options) -> int:
+    def _load_all(self, reader: pa.RecordBatchReader, table_name: str, options: _Options) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
+        reader = options.shape.reader(reader)
+        schema = reader.schema
         with self._transaction():
             if options.block_ranges:
                 schema = schema.append(pa.field(stamps.BATCH_ID, pa.string()))
@@ -375,7 +404,7 @@ class DataLoader(ABC, Generic[TConfig]):
             return self._checked_count(self._load_reader_impl(reader, table_name, **options.for_author()))
 
     def _prepare(self, schema: pa.Schema, table_name: str, options: _Options) -> None:
-        self.prepare_table(schema, table_name, options.create_table)
+        self.prepare_table(schema, table_name, options.create_table, options.schema_evolution)
         if options.mode is LoadMode.OVERWRITE:
             self._clear_table(table_name)
 
@@ -398,6 +427,8 @@ class DataLoader(ABC, Generic[TConfig]):
             bool(options.get('create_table', True)),
             tuple(options.get('key_columns') or ()),
             tuple(options.get('block_ranges') or ()),
+            evolution(options.get('schema_evolution', FREEZE)),
+            self.shape(options.get('column_types')),
             extra,
         )
 
@@ -427,8 +458,7 @@ class DataLoader(ABC, Generic[TConfig]):
         return LoadResult(rows, duration, _rate(rows, duration), table_name, self.name, True, metadata=metadata)
 
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
-        self._created_tables.discard(table_name)
-        self._stamped_tables.discard(table_name)
+        self._created_tables.pop(table_name, None)
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
         self.logger.error('loading into %s failed: %s', table_name, text)
         duration = time.perf_counter() - started

@@ -15,7 +15,7 @@ from amp.loaders.points import reached
 from amp.loaders.sql import REPLACED_BY, quote, same_keys
 from amp.loaders.stamps import TX_ID
 
-__all__ = ['create', 'insert', 'replace_by_key', 'stage']
+__all__ = ['column_types', 'create', 'insert', 'replace_by_key', 'stage']
 
 _INCOMING = '_amp_incoming'
 _STAGE = '_amp_stage'
@@ -29,6 +29,14 @@ def create(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, table: str)
         connection.execute(
             f'CREATE TABLE IF NOT EXISTS {table} AS SELECT {_select_list(schema)} FROM {_INCOMING} LIMIT 0'
         )
+
+
+def column_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> list[tuple[str, str]]:
+    """Name and DuckDB's type of the columns that hold `schema`. Raises SchemaError."""
+    _check_types(connection, schema)
+    with _registered(connection, landed(schema.empty_table().to_reader())):
+        rows = connection.execute(f'DESCRIBE SELECT {_select_list(schema)} FROM {_INCOMING}').fetchall()
+    return [(str(name), str(kind)) for name, kind, *_ in rows]
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordBatchReader) -> int:

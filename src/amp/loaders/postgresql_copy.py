@@ -24,6 +24,7 @@ import pyarrow.compute
 import pyarrow.types as pt
 
 from amp.errors import DestinationError, SchemaError
+from amp.loaders.arrow_types import type_table
 from amp.loaders.json_text import has_nul, is_bytes, is_list, is_text, json_text, plain
 from amp.loaders.sql import quote
 
@@ -37,6 +38,8 @@ _INTEGERS = {'smallint': pa.int16(), 'integer': pa.int32(), 'bigint': pa.int64()
 _CLOCKS = {'timestamp', 'time', 'interval'}
 # What PostgreSQL's dates and timestamps reach back to (4713 BC), and the last of its dates, counted from 1970.
 _FIRST_MICROSECOND, _FIRST_DAY, _LAST_DAY = -210_866_803_200_000_000, -2_440_588, 2_145_042_905
+
+_TYPES = type_table('postgresql')
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
@@ -57,42 +60,9 @@ class _Plan:
 
 def column_type(field: pa.Field[Any]) -> str:
     """The PostgreSQL type of a new column that holds every value of `field`. Raises SchemaError."""
-    found = _default(field.type)
-    if found is None:
-        raise SchemaError(f'PostgreSQL has no type for column {field.name!r} of type {field.type}')
-    return found
-
-
-def _default(kind: Any) -> str | None:
-    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
-        return _default(kind.value_type)
-    if is_list(kind):
-        inner = _default(kind.value_type)
-        return f'{inner}[]' if inner is not None and _array_plan(kind, inner) is not None else 'jsonb'
-    if pt.is_struct(kind) or pt.is_map(kind):
-        return 'jsonb'
-    if pt.is_decimal(kind):
-        scale = max(kind.scale, 0)
-        return f'numeric({max(kind.precision - min(kind.scale, 0), scale)},{scale})'
-    if pt.is_timestamp(kind):
-        return 'timestamp with time zone' if kind.tz is not None else 'timestamp without time zone'
-    return next((name for known, name in _DEFAULTS if known(kind)), None)
-
-
-_DEFAULTS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
-    (lambda k: pt.is_int8(k) or pt.is_uint8(k) or pt.is_int16(k), 'smallint'),
-    (lambda k: pt.is_uint16(k) or pt.is_int32(k), 'integer'),
-    (lambda k: pt.is_uint32(k) or pt.is_int64(k), 'bigint'),
-    (pt.is_uint64, 'numeric(20,0)'),
-    (lambda k: pt.is_float16(k) or pt.is_float32(k), 'real'),
-    (pt.is_float64, 'double precision'),
-    (pt.is_boolean, 'boolean'),
-    (lambda k: is_text(k) or pt.is_null(k), 'text'),
-    (is_bytes, 'bytea'),
-    (pt.is_date, 'date'),
-    (pt.is_time, 'time without time zone'),
-    (pt.is_duration, 'interval'),
-)
+    found = _TYPES.landing(field).column
+    is_array = found.endswith('[]')
+    return 'jsonb' if is_array and _array_plan(field.type, found.removesuffix('[]')) is None else found
 
 
 class CopyEncoder:
@@ -207,10 +177,17 @@ def _plan(field: pa.Field[Any], types: Mapping[str, str]) -> _Plan:
     if plan is None:
         raise SchemaError(
             f'column {field.name!r} of type {kind} does not go into the {target} that the table has',
-            hint=f'a new table would have {_default(kind) or "no type for it"}: change the column, or cast in the query',
+            hint=f'a new table would have {_fitting(field)}: change the column, or cast in the query',
             column=field.name,
         )
     return plan
+
+
+def _fitting(field: pa.Field[Any]) -> str:
+    try:
+        return column_type(field)
+    except SchemaError:
+        return 'no type for it'
 
 
 def _plan_of(kind: Any, target: str) -> _Plan | None:

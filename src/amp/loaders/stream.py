@@ -26,6 +26,7 @@ from amp.errors import (
     StaleEpochError,
     redact,
 )
+from amp.loaders.evolution import evolution
 from amp.loaders.points import reached
 from amp.loaders.stamps import stamp, stamped_schema
 from amp.loaders.types import LoadMode, LoadResult
@@ -70,12 +71,14 @@ class StreamSettings:
     `retention` is the undo window in blocks. Under backlog a unit commits at the end of the microbatch that reaches
     `commit_rows`, `commit_bytes` or `commit_seconds`; without backlog, at every one. A unit without rows may wait
     `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
-    any progress (None: for ever).
+    any progress (None: for ever). `column_types` and `schema_evolution` are those of a plain load.
     """
 
     retention: int = 128
     strict: bool = True
     create_table: bool = True
+    schema_evolution: str = 'freeze'
+    column_types: Mapping[str, str] | None = None
     resume: bool = True
     accept_changed_query: bool = False
     commit_rows: int = 1_000_000
@@ -113,6 +116,8 @@ class StreamEngine:
         self._job = job
         self._connect = connect
         self._settings = settings
+        evolution(settings.schema_evolution)
+        self._shape = loader.shape(settings.column_types)
         self._claim = Claim.now(query)
         self._machine: StreamMachine
         self._fresh = False
@@ -262,7 +267,10 @@ class StreamEngine:
         reached('unit.begun')
         return self._hand
 
-    def _write(self, batch: pa.RecordBatch, tx_id: int, batch_id: str) -> None:
+    def _write(self, received: pa.RecordBatch, tx_id: int, batch_id: str) -> None:
+        batch = self._guarded(lambda: self._shape.batch(received))
+        if not batch.num_rows:
+            return
         hand = self._hand or self._begin()
         reached('unit.before_data')
         rows = self._guarded(lambda: hand.unit.write(stamp(batch, tx_id, batch_id)))
@@ -384,8 +392,13 @@ class StreamEngine:
     def _prepare(self, response: ResponseBatch) -> None:
         if self._prepared or response.data is None:
             return
-        schema = stamped_schema(response.data.schema)
-        self._guarded(lambda: self._loader.prepare_table(schema, self._job.key.table, self._settings.create_table))
+        schema = stamped_schema(self._shape.schema(response.data.schema))
+        settings = self._settings
+        self._guarded(
+            lambda: self._loader.prepare_table(
+                schema, self._job.key.table, settings.create_table, settings.schema_evolution
+            )
+        )
         self._prepared = True
 
     def _give_up(self, failure: AmpError | None, last_progress: float) -> None:

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.duckdb_arrow import create, insert, replace_by_key, stage
+from amp.loaders.duckdb_arrow import column_types, create, insert, replace_by_key, stage
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
@@ -124,6 +124,14 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             if name in schema.names:
                 kind = 'VARCHAR' if name == BATCH_ID else 'BIGINT'
                 self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}')
+
+    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
+        present = {name.casefold() for name in self._columns(table_name)}
+        return [field for field in schema if field.name.casefold() not in present]
+
+    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
+        for name, kind in column_types(self.own, pa.schema(fields)):
+            self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN {quote(name)} {kind}')
 
     def _clear_table(self, table_name: str) -> None:
         self.own.execute(f'DELETE FROM {self._quoted(table_name)}')

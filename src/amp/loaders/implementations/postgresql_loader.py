@@ -148,6 +148,19 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
                 self.run(f'CREATE TABLE IF NOT EXISTS {table} ({listed})')
                 self._add_stamps(table, {} if not present else self.columns(table_name), wanted, bool(present))
 
+    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
+        with self.explained(table_name):
+            present = self.columns(table_name)
+        return [field for field in schema if field.name not in present]
+
+    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
+        table = self.quoted(table_name)
+        with self.explained(table_name), self._own_or_outer_transaction():
+            self._lock(table)
+            for field in fields:
+                quote_all([field.name])
+                self.run(f'ALTER TABLE {table} ADD COLUMN IF NOT EXISTS {quote(field.name)} {column_type(field)}')
+
     def _add_stamps(self, table: str, present: Mapping[str, str], wanted: Mapping[str, str], was_there: bool) -> None:
         if was_there:
             for name in (n for n in STAMP_COLUMNS if n in wanted and n not in present):
