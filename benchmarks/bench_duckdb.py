@@ -9,11 +9,8 @@ large one. Memory: the peak of a process that loads 1 M rows against one that lo
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -21,12 +18,12 @@ import pyarrow as pa
 import pyarrow.flight as fl
 from _harness import Report, interleaved, peak_rss, speed_ratio
 from _server import bare_server, make_batches
+from _streams import one_microbatch, seconds_to_undo
 
 import amp
 from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
 from amp.loaders.stamps import stamp, stamped_schema
-from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 
 _LOAD = """
 import sys, tempfile, amp
@@ -64,14 +61,6 @@ def insert(path: str, reader: pa.RecordBatchReader) -> None:
     connection.close()
 
 
-def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
-    """All batches as one microbatch, so that both sides commit once."""
-    last = len(batches) - 1
-    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
-    for i, batch in enumerate(batches):
-        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
-
-
 def bare_stamped(path: str, batches: list[pa.RecordBatch]) -> None:
     stamped = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
     insert(path, pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), stamped))
@@ -79,32 +68,12 @@ def bare_stamped(path: str, batches: list[pa.RecordBatch]) -> None:
 
 def streamed(path: str, batches: list[pa.RecordBatch]) -> None:
     with DuckDBLoader({'path': path}) as loader:
-        assert all(result.success for result in loader.load_stream_continuous(responses(batches), 't'))
+        assert all(result.success for result in loader.load_stream_continuous(one_microbatch(batches), 't'))
 
 
-def seconds_to_undo(path: str, rows: int, undone: int = 100_000, times: int = 7) -> float:
-    """Load `rows` in microbatches of `undone` rows, then take the last ones back, one by one; the median."""
-    batches = make_batches(count=undone // 8192 + 1)
-    one = pa.Table.from_batches(batches).slice(0, undone).combine_chunks().to_batches()[0]
-    count = rows // undone
-    hashes = [None, *(f'0x{i}' for i in range(count))]
+def undo(path: str, rows: int) -> float:
     with DuckDBLoader({'path': path}) as loader:
-
-        def feed() -> Iterator[ResponseBatch]:
-            for i in range(count):
-                block_range = BlockRange('benchnet', i * 10, i * 10 + 9, hashes[i + 1], hashes[i])
-                yield ResponseBatch.data_batch(one, BatchMetadata([block_range], ranges_complete=True))
-
-        for _ in loader.load_stream_continuous(feed(), 't'):
-            pass
-        seconds = []
-        for i in range(count - 1, count - 1 - times, -1):
-            news = ResponseBatch.reorg_batch([BlockRange('benchnet', i * 10, count * 10)])
-            started = time.perf_counter()
-            [result] = loader.load_stream_continuous([news], 't')
-            seconds.append(time.perf_counter() - started)
-            assert result.metadata['rows_undone'] == undone
-        return statistics.median(seconds)
+        return seconds_to_undo(loader, 't', rows)
 
 
 def main(rows: int, repetitions: int, large: int) -> int:
@@ -138,8 +107,8 @@ def main(rows: int, repetitions: int, large: int) -> int:
         few, many = (peak_rss(_LOAD, url, str(n)) for n in (1_000_000, 10_000_000))
         print(f'peak memory: {few / 1e6:.0f} MB for 1 M rows, {many / 1e6:.0f} MB for 10 M rows')
         report.at_most('peak memory of load, 10 M rows / 1 M rows', many / few, 1.10)
-        small_undo = seconds_to_undo(files.new(), 1_000_000)
-        large_undo = seconds_to_undo(files.new(), large)
+        small_undo = undo(files.new(), 1_000_000)
+        large_undo = undo(files.new(), large)
         print(f'undo of 100 k rows: {small_undo:.3f} s at 1 M rows, {large_undo:.3f} s at {large / 1e6:.0f} M rows')
         report.at_most(f'undo at {large // 1_000_000} M rows / at 1 M rows', large_undo / small_undo, 1.5)
     return report.finish()
