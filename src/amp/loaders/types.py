@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
+from amp.errors import ConfigError
 from amp.streaming.types import BlockRange
 
 __all__ = ['LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
@@ -61,8 +62,41 @@ class LoadConfig:
 
 @dataclass(frozen=True)
 class LabelJoinConfig:
-    """Join the label `label_name` on its column `label_key_column` = the stream's `stream_key_column`."""
+    """Join the label `label_name` on its column `label_key_column` = the stream's `stream_key_column`.
+
+    A list of columns on each side is a key of several. `how` is `inner` (rows without a label go) or `left` (they stay,
+    with nulls). With `many` a key may be in the label more than once, and a row then comes once for each. `columns`
+    are those wanted of the label (default: all but its key), and `prefix` is put before their names.
+    Raises ConfigError for keys that do not pair up or an unknown `how`.
+    """
 
     label_name: str
-    label_key_column: str
-    stream_key_column: str
+    label_key_column: str | Sequence[str]
+    stream_key_column: str | Sequence[str]
+    how: Literal['inner', 'left'] = 'inner'
+    many: bool = False
+    columns: Sequence[str] | None = None
+    prefix: str = ''
+
+    def __post_init__(self) -> None:
+        if self.how not in {'inner', 'left'}:
+            raise ConfigError(f'a label is joined inner or left, not {self.how!r}')
+        if not self.label_keys or len(self.label_keys) != len(self.stream_keys):
+            raise ConfigError(
+                f'the keys of the label {self.label_name!r} do not pair up: {", ".join(self.label_keys) or "none"} of '
+                f'the label, {", ".join(self.stream_keys) or "none"} of the stream'
+            )
+
+    @property
+    def label_keys(self) -> tuple[str, ...]:
+        """The key columns of the label."""
+        return _names(self.label_key_column)
+
+    @property
+    def stream_keys(self) -> tuple[str, ...]:
+        """The key columns of the stream, in the order of those of the label."""
+        return _names(self.stream_key_column)
+
+
+def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
+    return (columns,) if isinstance(columns, str) else tuple(columns)

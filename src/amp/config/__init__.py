@@ -1,0 +1,1 @@
+"""What a client is configured with: names that stand for something."""

@@ -1,0 +1,226 @@
+"""Finding the rows of a label by key: built once, asked for every batch.
+
+A key column is compared in one *form*: bytes, hex digits, whole numbers, text, or the type that both sides have. What
+cannot be said in that form is null, and null matches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.config.bytes_table import BytesTable
+from amp.config.hex_text import Column, as_digits, decode_hex, encode_hex, fixed_width
+from amp.config.label_file import hex_width, plain
+from amp.errors import ConfigError
+
+__all__ = ['Form', 'LabelIndex', 'form_of']
+
+pc: Any = pyarrow.compute
+_MOST_NAMED = 5
+_INT64_MAX = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one key column is compared. `name`: bytes, digits (both with `width`), number, text, binary or same."""
+
+    name: str
+    width: int = 0
+
+    def of(self, values: Column) -> Column:
+        """The values in this form; null for one that cannot be said in it, and so equals nothing."""
+        kind = values.type
+        match self.name:
+            case 'bytes':
+                return decode_hex(values, self.width) if _is_text(kind) else fixed_width(values, self.width)
+            case 'digits':
+                return as_digits(values, 2 * self.width) if _is_text(kind) else encode_hex(values)
+            case 'number':
+                return _as_int64(values)
+            case 'text':
+                return values.cast(pa.string())
+            case 'binary':
+                return values.cast(pa.binary())
+        return values
+
+
+def form_of(label: Column, kind: pa.DataType, where: str) -> Form:
+    """How label keys and stream keys of type `kind` are compared. Raises ConfigError, saying `where`, for no way."""
+    own = label.type
+    if pa.types.is_floating(own) or pa.types.is_floating(kind):
+        raise ConfigError(f'{where}: a floating-point number is no key ({own} in the label, {kind} in the stream)')
+    form = _form_of_text(label, kind, where) if _is_text(own) else _form_of_others(own, kind, where)
+    if form is None:
+        raise ConfigError(
+            f'{where}: {own} in the label cannot be compared with {kind} in the stream',
+            hint='CAST the column in the query',
+        )
+    return form
+
+
+def _form_of_others(own: pa.DataType, kind: pa.DataType, where: str) -> Form | None:
+    if isinstance(own, pa.FixedSizeBinaryType) and (_is_text(kind) or _is_bytes(kind)):
+        width = own.byte_width
+        if isinstance(kind, pa.FixedSizeBinaryType) and kind.byte_width != width:
+            raise ConfigError(f'{where}: the label has {width} bytes and the stream {kind.byte_width}: never equal')
+        return Form('digits' if _is_text(kind) else 'bytes', width)
+    if pa.types.is_binary(own):
+        return Form('binary') if _is_bytes(kind) else None
+    if pa.types.is_integer(own) and pa.types.is_integer(kind):
+        return Form('same' if own == kind else 'number')
+    if _is_whole(own) and (_is_whole(kind) or _is_text(kind)):
+        return Form('text')
+    return Form('same') if own == kind and not pa.types.is_nested(own) else None
+
+
+def _form_of_text(label: Column, kind: pa.DataType, where: str) -> Form | None:
+    width = hex_width(label)
+    if _is_text(kind):
+        # Addresses come in any case: when all of the label's keys are hex of an address's or hash's length, so compare.
+        is_hex = width in {20, 32} and not _not_hex(label, width)
+        return Form('digits', width) if is_hex and width else Form('text')
+    if _is_whole(kind):
+        return Form('text')
+    if not _is_bytes(kind):
+        return None
+    if isinstance(kind, pa.FixedSizeBinaryType):
+        width = kind.byte_width
+    bad = label.drop_null() if width is None else label.filter(pc.fill_null(_is_not_hex(label, width), False))
+    if width is None or len(bad):
+        shown = repr(bad[0].as_py()[:80]) if len(bad) else 'nothing'
+        row = pc.index(label, bad[0]).as_py() + 1 if len(bad) else 0
+        raise ConfigError(
+            f'{where}: the stream has {kind}, and row {row} of the label is not hex of that: {shown}', row=row
+        )
+    return Form('bytes', width)
+
+
+class LabelIndex:
+    """The rows of a label by the key of some of its columns. Immutable: threads share it."""
+
+    def __init__(self, name: str, table: pa.Table, columns: Sequence[str], forms: Sequence[Form], many: bool) -> None:
+        """Raises ConfigError, which names the keys, when a key is there twice and not `many`."""
+        self._forms = tuple(forms)
+        keys = [form.of(plain(table[column])) for column, form in zip(columns, forms, strict=True)]
+        self._columns = [_Distinct(values) for values in keys]
+        self._pairs: list[Column] = []
+        codes = self._codes(keys, learn=True)
+        rows = np.flatnonzero(codes.is_valid().to_numpy(zero_copy_only=False))
+        found = codes.drop_null().to_numpy()
+        order = np.argsort(found, kind='stable')
+        counts = np.bincount(found)
+        is_unique = not len(counts) or counts.max() == 1
+        if not is_unique and not many:
+            raise _doubled(name, table, columns, rows, found, counts)
+        self._starts = None if is_unique else np.r_[0, np.cumsum(counts)].astype(np.int64)
+        # In the order of the codes, so that a code is a row.
+        in_order: Column = pa.array(rows[order])
+        self.table = table.take(in_order).combine_chunks()
+
+    def find(self, keys: Sequence[Column], left: bool) -> tuple[Column | None, Column]:
+        """Which rows of the stream stay (None: each, once), in order, and for each the row of `table`, null for none."""
+        codes = self._codes([form.of(plain(values)) for form, values in zip(self._forms, keys, strict=True)])
+        if self._starts is not None:
+            return self._find_many(codes, self._starts, left)
+        if left or not codes.null_count:
+            return None, codes
+        return pc.indices_nonzero(codes.is_valid()), codes.drop_null()
+
+    def _find_many(self, codes: Column, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column | None, Column]:
+        present = codes.is_valid().to_numpy(zero_copy_only=False)
+        known = codes.fill_null(0).to_numpy()
+        firsts = starts[known]
+        matches = np.where(present, starts[known + 1] - firsts, 1 if left else 0)
+        rows = np.repeat(np.arange(len(codes)), matches)
+        nth = np.arange(len(rows)) - np.repeat(np.cumsum(matches) - matches, matches)
+        return pa.array(rows), pa.array(firsts[rows] + nth, mask=~present[rows])
+
+    def _codes(self, keys: Sequence[Column], learn: bool = False) -> Column:
+        """One number for each key, null where the label has none such. Several columns are folded two by two."""
+        codes = self._columns[0].find(keys[0])
+        for number, (column, values) in enumerate(zip(self._columns[1:], keys[1:], strict=True)):
+            high = pc.multiply(codes.cast(pa.int64()), max(1, len(column)))
+            pairs = pc.add(high, column.find(values).cast(pa.int64()))
+            if learn:
+                self._pairs.append(pairs.drop_null().unique())
+            codes = pc.index_in(pairs, value_set=self._pairs[number], skip_nulls=True)
+        return codes
+
+
+class _Distinct:
+    """The different values of one key column, and which of them another column has."""
+
+    def __init__(self, values: Column) -> None:
+        self._values = values.drop_null().unique()
+        self._table = BytesTable(self._values) if pa.types.is_fixed_size_binary(values.type) else None
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def find(self, values: Column) -> Column:
+        if self._table is not None:
+            return self._table.find(values)
+        return pc.index_in(values, value_set=self._values, skip_nulls=True)
+
+
+def _doubled(
+    name: str,
+    table: pa.Table,
+    columns: Sequence[str],
+    rows: npt.NDArray[np.int64],
+    codes: npt.NDArray[np.int32],
+    counts: npt.NDArray[np.int64],
+) -> ConfigError:
+    doubled = np.flatnonzero(counts > 1)
+    shown = []
+    for code in doubled[:_MOST_NAMED]:
+        at = rows[codes == code]
+        values = (table[column][int(at[0])].as_py() for column in columns)
+        key = ', '.join('0x' + value.hex() if isinstance(value, bytes) else repr(value) for value in values)
+        shown.append(f'{key} (rows {", ".join(str(row + 1) for row in at[:_MOST_NAMED])})')
+    more = f', and {len(doubled) - _MOST_NAMED} more' if len(doubled) > _MOST_NAMED else ''
+    return ConfigError(
+        f'the label {name!r} has keys more than once in {", ".join(columns)}: {"; ".join(shown)}{more}',
+        hint='join by further columns too, correct the file, or say many=True to have a row for each',
+        label=name,
+    )
+
+
+def _is_not_hex(label: Column, width: int) -> Any:
+    return pc.and_(pc.is_valid(label), pc.is_null(decode_hex(label, width)))
+
+
+def _not_hex(label: Column, width: int | None) -> bool:
+    return width is None or bool(pc.any(_is_not_hex(label, width)).as_py())
+
+
+def _as_int64(values: Column) -> Column:
+    if not pa.types.is_uint64(values.type):
+        return values.cast(pa.int64())
+    fits = pc.less_equal(values, pa.scalar(_INT64_MAX, pa.uint64()))
+    return pc.if_else(fits, values, pa.scalar(None, pa.uint64())).cast(pa.int64())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_fixed_size_binary,
+        pa.types.is_binary,
+        pa.types.is_large_binary,
+        pa.types.is_binary_view,
+    )
+    return any(test(kind) for test in tests)
+
+
+def _is_whole(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and getattr(kind, 'scale', None) == 0)

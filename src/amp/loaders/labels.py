@@ -1,0 +1,242 @@
+"""Rows joined with labels on their way into a destination: batch by batch, in order, none lost.
+
+What a join gives depends on the columns of the batch alone, so the table can be made before the first row.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import pyarrow as pa
+
+from amp.config.label_file import is_address_name, plain
+from amp.config.label_index import LabelIndex, form_of
+from amp.config.label_manager import Label, LabelManager
+from amp.errors import ConfigError
+from amp.loaders.stamps import STAMP_COLUMNS
+from amp.loaders.types import LabelJoinConfig
+from amp.streaming.iterator import End
+from amp.streaming.types import ResponseBatch
+
+if TYPE_CHECKING:
+    from amp.loaders.stream import Source
+
+__all__ = ['LabelConfig', 'LabelJoin', 'LabelledSource']
+
+logger = logging.getLogger('amp.labels')
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One label, bound to the columns of a batch: `schema` is what comes out."""
+
+    label: Label
+    config: LabelJoinConfig
+    index: LabelIndex
+    columns: tuple[str, ...]
+    schema: pa.Schema
+
+    def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        keys = [batch[name] for name in self.config.stream_keys]
+        rows, found = self.index.find(keys, left=self.config.how == 'left')
+        kept = batch if rows is None else batch.take(rows)
+        added = [plain(self.index.table[name]).take(found) for name in self.columns]
+        return pa.RecordBatch.from_arrays([*kept.columns, *added], schema=self.schema)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """All joins, for one schema and one reading of each label."""
+
+    labels: tuple[Label, ...]
+    steps: tuple[_Step, ...]
+    refused: tuple[Label, ...] = ()
+
+
+class LabelJoin:
+    """The joins of one load. Threads may share it.
+
+    `joins` are LabelJoinConfigs or names of labels; a bare name finds its key when the columns are known: the address
+    column that both sides share, else the only one of each. Raises ConfigError for a label that is not there.
+    """
+
+    def __init__(self, manager: LabelManager, joins: Sequence[LabelJoinConfig | str]) -> None:
+        self._manager = manager
+        self._joins = tuple(joins)
+        self._bound: dict[pa.Schema, _Bound] = {}
+        self._lock = threading.Lock()
+        for name in self._names:
+            manager.require(name)
+
+    @classmethod
+    def of(cls, manager: object | None, config: LabelConfig | None) -> LabelJoin | None:
+        """The join that a `label_config` asks for, None when it asks for nothing. Raises ConfigError."""
+        if config is None or isinstance(config, LabelJoin):
+            return config
+        joins = [config] if isinstance(config, str | LabelJoinConfig) else list(config)
+        for join in joins:
+            if not isinstance(join, str | LabelJoinConfig):
+                raise ConfigError(f'label_config is a LabelJoinConfig, a list of them or a name, not {join!r}')
+        if not joins:
+            return None
+        if not isinstance(manager, LabelManager):
+            raise ConfigError(
+                'this loader knows no labels', hint='make it with label_manager=LabelManager(...), or by a Client'
+            )
+        return cls(manager, joins)
+
+    def schema(self, schema: pa.Schema) -> pa.Schema:
+        """The columns after the joins. Raises ConfigError when they cannot be made with these columns."""
+        return self._bind(schema).steps[-1].schema
+
+    def batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The batch with its labels: rows in their order, columns of the labels behind its own."""
+        for step in self._bind(batch.schema).steps:
+            batch = step.apply(batch)
+        return batch
+
+    def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Every batch that has rows after the joins."""
+        for batch in batches:
+            joined = self.batch(batch)
+            if joined.num_rows:
+                yield joined
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(join if isinstance(join, str) else join.label_name for join in self._joins)
+
+    def _bind(self, schema: pa.Schema) -> _Bound:
+        labels = tuple(map(self._manager.require, self._names))
+        with self._lock:
+            known = self._bound.get(schema)
+            if known is not None and labels in (known.labels, known.refused):
+                return known
+            try:
+                bound = _Bound(labels, self._steps(labels, schema))
+            except ConfigError as error:
+                if known is None:
+                    raise
+                # A file that was replaced by one that cannot be joined does not stop a stream that runs well.
+                logger.warning('the labels before stay in use: %s', error)
+                bound = replace(known, refused=labels)
+            self._bound[schema] = bound
+            return bound
+
+    def _steps(self, labels: Sequence[Label], schema: pa.Schema) -> tuple[_Step, ...]:
+        steps: list[_Step] = []
+        joined = schema
+        for label, join in zip(labels, self._joins, strict=True):
+            config = _guessed(label, schema) if isinstance(join, str) else join
+            steps.append(_step(label, config, joined))
+            joined = steps[-1].schema
+        return tuple(steps)
+
+
+LabelConfig: TypeAlias = str | LabelJoinConfig | Sequence[str | LabelJoinConfig] | LabelJoin
+
+
+class LabelledSource:
+    """A source of the stream engine whose batches carry labels: position and ranges pass through untouched."""
+
+    def __init__(self, source: Source, join: LabelJoin) -> None:
+        self._source = source
+        self._join = join
+
+    @property
+    def backlog(self) -> bool:
+        """True when the next batch is here already."""
+        return self._source.backlog
+
+    @property
+    def repeatable(self) -> bool:
+        """True when the source can be asked again from a position."""
+        return self._source.repeatable
+
+    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
+        """The next batch, joined."""
+        response = self._source.get(timeout)
+        if not isinstance(response, ResponseBatch) or response.data is None:
+            return response
+        return replace(response, data=self._join.batch(response.data))
+
+    def close(self) -> None:
+        """Stop the source."""
+        self._source.close()
+
+
+def _step(label: Label, config: LabelJoinConfig, schema: pa.Schema) -> _Step:
+    for column in config.label_keys:
+        _require(column, label.table.column_names, f'the label {label.name!r}')
+    for column in config.stream_keys:
+        _require(column, schema.names, f'what is joined with the label {label.name!r}')
+    forms = [
+        form_of(
+            plain(label.table[own]),
+            plain(pa.nulls(0, schema.field(theirs).type)).type,
+            f'label {label.name!r}, {own} = {theirs}',
+        )
+        for own, theirs in zip(config.label_keys, config.stream_keys, strict=True)
+    ]
+    columns = _wanted(label, config)
+    added = [pa.field(config.prefix + name, plain(label.table[name]).type) for name in columns]
+    _refuse_collisions(label, added, schema)
+    joined = pa.schema([*schema, *added]).with_metadata(schema.metadata)
+    return _Step(label, config, label.index(config.label_keys, forms, config.many), columns, joined)
+
+
+def _wanted(label: Label, config: LabelJoinConfig) -> tuple[str, ...]:
+    if config.columns is None:
+        return tuple(name for name in label.table.column_names if name not in config.label_keys)
+    for name in config.columns:
+        _require(name, label.table.column_names, f'the label {label.name!r}')
+    return tuple(config.columns)
+
+
+def _refuse_collisions(label: Label, added: Sequence[pa.Field[Any]], schema: pa.Schema) -> None:
+    # Many destinations do not tell `Symbol` from `symbol`.
+    taken = {name.casefold() for name in (*schema.names, *STAMP_COLUMNS)}
+    for field in added:
+        if field.name.casefold() in taken:
+            raise ConfigError(
+                f'the label {label.name!r} and what it is joined with both have a column {field.name!r}',
+                hint="say LabelJoinConfig(..., prefix='...') or columns=[...], or rename it in the query with AS",
+                column=field.name,
+            )
+        taken.add(field.name.casefold())
+
+
+def _guessed(label: Label, schema: pa.Schema) -> LabelJoinConfig:
+    ours = _address_columns(label.table.schema)
+    theirs = _address_columns(schema)
+    folded = {name.casefold(): name for name in theirs}
+    shared = [(name, folded[name.casefold()]) for name in ours if name.casefold() in folded]
+    if len(shared) == 1:
+        [(own, their)] = shared
+    elif not shared and len(ours) == len(theirs) == 1:
+        [own], [their] = ours, theirs
+    else:
+        raise ConfigError(
+            f'which columns the label {label.name!r} is joined on cannot be told: addresses of the label are '
+            f'{", ".join(ours) or "none"}, of the rows {", ".join(theirs) or "none"}',
+            hint=f'say LabelJoinConfig({label.name!r}, label_key_column, stream_key_column)',
+            label=label.name,
+        )
+    return LabelJoinConfig(label.name, own, their)
+
+
+def _address_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold addresses, going by their names; where some are bytes, text is something else."""
+    named = [field for field in schema if is_address_name(field.name)]
+    kinds = {field.name: plain(pa.nulls(0, field.type)).type for field in named}
+    as_bytes = [n for n, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)]
+    return as_bytes or [n for n, kind in kinds.items() if pa.types.is_string(kind)]
+
+
+def _require(column: str, names: Sequence[str], where: str) -> None:
+    if column not in names:
+        raise ConfigError(f'{where} has no column {column!r}', hint=f'it has: {", ".join(names)}', column=column)
