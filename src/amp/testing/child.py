@@ -99,6 +99,8 @@ class _NoPandas:
 def main(arguments: Sequence[str]) -> int:
     """Run one job; the exit code is that of the error, 130 when interrupted."""
     sys.meta_path.insert(0, _NoPandas())
+    # A shell starts background jobs with SIGINT ignored, which is inherited: the parent's interrupt would be lost.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     name, *modules = arguments
     for module in modules:
         importlib.import_module(module)
