@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from amp.errors import SchemaError
 from amp.loaders.arrow_types import Rule, TypeTable
 from amp.loaders.json_text import json_text
 
@@ -61,6 +62,82 @@ _POSTGRESQL = TypeTable(
     },
 )
 
+_DUCKDB = TypeTable(
+    'DuckDB',
+    {
+        'bool': Rule('BOOLEAN'),
+        'int8': Rule('TINYINT'),
+        'int16': Rule('SMALLINT'),
+        'int32': Rule('INTEGER'),
+        'int64': Rule('BIGINT'),
+        'uint8': Rule('UTINYINT'),
+        'uint16': Rule('USMALLINT'),
+        'uint32': Rule('UINTEGER'),
+        'uint64': Rule('UBIGINT'),
+        **_same('FLOAT', ('float16', 'float32')),
+        'float64': Rule('DOUBLE'),
+        'decimal': Rule('DECIMAL({precision},{scale})'),
+        'decimal256': Rule('BIGNUM', note='of scale 0; others are refused'),
+        'text': Rule('VARCHAR'),
+        'bytes': Rule('BLOB'),
+        'fixed bytes': Rule('BLOB'),
+        'date': Rule('DATE'),
+        'time': Rule('TIME'),
+        'time[ns]': Rule('TIME_NS'),
+        'timestamp': Rule('TIMESTAMP'),
+        'timestamp[ns]': Rule('TIMESTAMP_NS'),
+        'timestamp with zone': Rule('TIMESTAMP WITH TIME ZONE'),
+        'timestamp[ns] with zone': Rule('TIMESTAMPTZ_NS', note='DuckDB 1.5 keeps microseconds and refuses a remainder'),
+        'duration': Rule('INTERVAL'),
+        'list': Rule('{inner}[]'),
+        'struct': Rule('STRUCT({fields})'),
+        'map': Rule('MAP({key}, {inner})'),
+        'null': Rule('"NULL"'),
+    },
+)
+
+_UTC = ('UTC', '+00:00', 'Etc/UTC', 'Z')
+
+
+def _utc_micro(kind: Any) -> pa.DataType:
+    """Microseconds in UTC; of another zone only the name would be lost, and nothing is lost silently."""
+    if kind.tz not in _UTC:
+        raise SchemaError(
+            f'times of the zone {kind.tz!r} are refused: Iceberg keeps instants in UTC and forgets the zone'
+        )
+    return pa.timestamp('us', 'UTC')
+
+
+_ICEBERG = TypeTable(
+    'Iceberg',
+    {
+        'bool': Rule('boolean'),
+        **_same('int', ('int8', 'int16', 'int32', 'uint8', 'uint16'), pa.int32()),
+        **_same('long', ('int64', 'uint32'), pa.int64()),
+        'uint64': Rule('decimal(20,0)', pa.decimal128(20, 0)),
+        **_same('float', ('float16', 'float32'), pa.float32()),
+        'float64': Rule('double'),
+        'decimal': Rule('decimal({precision},{scale})', _whole_decimal, note='of at most 38 digits'),
+        'text': Rule('string', pa.string()),
+        'bytes': Rule('binary', pa.binary()),
+        'fixed bytes': Rule('fixed[{width}]'),
+        'date': Rule('date', pa.date32()),
+        'time': Rule('time', pa.time64('us')),
+        'time[ns]': Rule('time', pa.time64('us'), note=_NS_REFUSED),
+        'timestamp': Rule('timestamp', pa.timestamp('us')),
+        'timestamp[ns]': Rule('timestamp', pa.timestamp('us'), note=_NS_REFUSED),
+        'timestamp with zone': Rule('timestamptz', _utc_micro, note='of UTC; other zones are refused'),
+        'timestamp[ns] with zone': Rule('timestamptz', _utc_micro, note=f'of UTC; {_NS_REFUSED}'),
+        'list': Rule('list<{inner}>'),
+        'struct': Rule('struct<{fields}>'),
+        'map': Rule('map<{key}, {inner}>'),
+        'nested': Rule('string', pa.string(), json_text, note='JSON, where an inner type has no home of its own'),
+        'null': Rule('string', pa.string()),
+    },
+)
+
 TABLES: dict[str, TypeTable] = {
+    'duckdb': _DUCKDB,
+    'iceberg': _ICEBERG,
     'postgresql': _POSTGRESQL,
 }
