@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from amp.config.label_manager import LabelManager
 from amp.errors import ConfigError
 from amp.flight.transport import CONNECT_TIMEOUT, KEEPALIVE, FlightTransport
 from amp.query import Query
@@ -22,9 +23,9 @@ class Client:
     """Asks the Amp server at `url` (`grpc://host[:port]`, `grpc+tls://` with TLS; port 1602). Use it in many threads.
 
     `query_url` is another name of `url`. `auth_token` is sent as bearer token; the default is AMP_AUTH_TOKEN.
-    `label_dir` is where labels are looked for. `connect_timeout` (seconds) bounds the plan of a query, never a result;
-    `keepalive` (seconds) is the pause between pings on a silent connection; `tls_root_certs` are PEM certificates to
-    trust. The connection is made with the first query. Raises ConfigError for a URL or token that cannot be meant.
+    `label_dir` is where the files of labels are, the default is AMP_LABEL_DIR. `connect_timeout` (seconds) bounds the
+    plan of a query, never a result; `keepalive` (seconds) is the pause between pings on a silent connection;
+    `tls_root_certs` are PEM certificates to trust. The connection is made with the first query. Raises ConfigError for a URL or token that cannot be meant.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Client:
         self.transport = FlightTransport(
             server, token, connect_timeout=connect_timeout, keepalive=keepalive, tls_root_certs=tls_root_certs
         )
-        self.label_dir = Path(label_dir) if label_dir is not None else None
+        self.label_manager = LabelManager(label_dir)
         self._connections: dict[str, tuple[str, dict[str, Any]]] = {}
 
     def __repr__(self) -> str:
@@ -76,6 +77,12 @@ class Client:
         """The configured names, each with the name of its loader."""
         return {name: loader for name, (loader, _) in sorted(self._connections.items())}
 
+    def add_label(self, name: str, csv_path: str | Path, binary_columns: Sequence[str] | None = None) -> None:
+        """Read a CSV or Parquet file as the label `name`: see LabelManager.add_label. Raises ConfigError."""
+        self.label_manager.add_label(name, csv_path, binary_columns)
+
+    configure_label = add_label
+
     def get_available_loaders(self) -> list[str]:
         """The loaders that there are, installed drivers or not."""
         from amp.loaders.registry import get_available_loaders
@@ -88,7 +95,7 @@ class Client:
         from amp.loaders.urls import is_url, loader_of_url
 
         if is_url(connection):
-            return create_loader(loader_of_url(connection), {'url': connection, **(config or {})})
+            return create_loader(loader_of_url(connection), {'url': connection, **(config or {})}, self.label_manager)
         if connection not in self._connections:
             known = ', '.join(self.list_connections())
             raise ConfigError(
@@ -96,7 +103,7 @@ class Client:
                 hint=f'known connections: {known}' if known else 'give a URL such as duckdb:///chain.db',
             )
         loader, settings = self._connections[connection]
-        return create_loader(loader, {**settings, **(config or {})})
+        return create_loader(loader, {**settings, **(config or {})}, self.label_manager)
 
     def close(self) -> None:
         """Closes the connection to the server."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from amp.config.label_file import LabelFileNotFoundError, read_label
-from amp.config.label_index import Form, LabelIndex
+from amp.config.label_file import LabelFileNotFoundError, plain, read_label
+from amp.config.label_index import Form, LabelIndex, form_of
 from amp.errors import ConfigError
 
 __all__ = ['Label', 'LabelFileNotFoundError', 'LabelManager']
@@ -30,6 +30,7 @@ class Label:
     path: Path
     table: pa.Table
     signature: tuple[int, ...]
+    _forms: dict[tuple[str, pa.DataType], Form] = field(default_factory=dict, repr=False)
     _indexes: dict[Any, LabelIndex] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
 
@@ -40,6 +41,14 @@ class Label:
             if wanted not in self._indexes:
                 self._indexes[wanted] = LabelIndex(self.name, self.table, columns, forms, many)
             return self._indexes[wanted]
+
+    def form(self, column: str, kind: pa.DataType, stream_column: str) -> Form:
+        """How a key column is compared with one of type `kind`. Raises ConfigError when it cannot be."""
+        with self._lock:
+            if (column, kind) not in self._forms:
+                where = f'label {self.name!r}, {column} = {stream_column}'
+                self._forms[column, kind] = form_of(plain(self.table[column]), kind, where)
+            return self._forms[column, kind]
 
     def __reduce__(self) -> tuple[Callable[..., Label], tuple[Any, ...]]:
         """A lock does not travel to another process; an index is soon made."""
@@ -154,7 +163,7 @@ class LabelManager:
         except ConfigError as error:
             # What is loaded goes on with what was good; said once, until the file changes again.
             logger.warning('label %s stays as it was: %s', label.name, error)
-            newer = Label(label.name, label.path, label.table, signature, label._indexes)
+            newer = Label(label.name, label.path, label.table, signature, label._forms, label._indexes)
         else:
             logger.info('label %s was read again: %d rows', label.name, newer.table.num_rows)
         self._labels[label.name] = newer

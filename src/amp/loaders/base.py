@@ -21,8 +21,8 @@ from amp.errors import AmpError, ConfigError, LoadError, redact
 from amp.loaders import stamps
 from amp.loaders.evolution import FREEZE, evolution, refuse_unless_evolving
 from amp.loaders.registry import LoaderRegistry
-from amp.loaders.shape import Shape
-from amp.loaders.types import LabelJoinConfig, LoadConfig, LoadMode, LoadResult
+from amp.loaders.shape import Shape, Step
+from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
 from amp.loaders.unit import StreamingDestination
 from amp.loaders.urls import config_from_url
 from amp.streaming.ledger import IdRun
@@ -35,7 +35,9 @@ __all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResul
 TConfig = TypeVar('TConfig')
 
 _BATCH_ROWS = 65_536
-_COMMON_OPTIONS = frozenset({'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'schema_evolution'})
+_COMMON_OPTIONS = frozenset(
+    {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class _Counted:
     nbytes: int = 0
     batches: int = 0
 
-    def reader(self, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
+    def reader(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
+        self.schema = schema
         return pa.RecordBatchReader.from_batches(self.schema, self._pass(batches))
 
     def _pass(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -267,6 +270,7 @@ class DataLoader(ABC, Generic[TConfig]):
         started = time.perf_counter()
         chosen = self._options(options)
         try:
+            batch = chosen.shape.batch(batch)
             rows = self._load_one(batch, table_name, chosen)
         except Exception as error:  # noqa: BLE001 - the contract: at this level every failure of a driver is a result
             return self._failure(error, table_name, started)
@@ -297,13 +301,14 @@ class DataLoader(ABC, Generic[TConfig]):
         counted = _Counted(reader.schema)
         source = _Remembering(reader)
         try:
-            rows = self._load_all(counted.reader(source), table_name, chosen)
+            shaped = counted.reader(chosen.shape.schema(reader.schema), chosen.shape.batches(source))
+            rows = self._load_all(shaped, table_name, chosen)
         except Exception as error:
             if source.error is not None:
                 raise source.error from error
             return self._failure(error, table_name, started)
         duration = time.perf_counter() - started
-        table = counted if _table is None else _table
+        table = counted if _table is None or chosen.shape else _table
         return self._success(
             rows, duration, table_name, self._get_table_metadata(table, duration, counted.batches, **chosen.extra)
         )
@@ -364,13 +369,18 @@ class DataLoader(ABC, Generic[TConfig]):
             self._add_columns(missing, table_name)
         self._created_tables[table_name] = set(schema.names)
 
-    def shape(self, column_types: Mapping[str, str] | None = None) -> Shape:
-        """What happens to the rows of a load before they come to the loader."""
-        if not column_types:
-            return Shape()
-        from amp.loaders.column_types import ColumnTypes
+    def shape(self, column_types: Mapping[str, str] | None = None, label_config: LabelConfig | None = None) -> Shape:
+        """What happens to the rows of a load before they come to the loader: labels, then forms."""
+        steps: list[Step] = []
+        if label_config is not None:
+            from amp.loaders.labels import LabelJoin
 
-        return Shape([ColumnTypes(column_types)])
+            steps += LabelJoin.steps(self.label_manager, label_config)
+        if column_types:
+            from amp.loaders.column_types import ColumnTypes
+
+            steps.append(ColumnTypes(column_types))
+        return Shape(steps)
 
     def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
         """Raises ConfigError for a mode that this loader does not have, or keys that a mode lacks."""
@@ -383,7 +393,6 @@ class DataLoader(ABC, Generic[TConfig]):
     def _load_one(self, batch: pa.RecordBatch, table_name: str, options: _Options) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
-        batch = options.shape.batch(batch)
         if options.block_ranges:
             batch = self._add_metadata_columns(batch, options.block_ranges)
         with self._transaction():
@@ -393,7 +402,6 @@ class DataLoader(ABC, Generic[TConfig]):
     def _load_all(self, reader: pa.RecordBatchReader, table_name: str, options: _Options) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
-        reader = options.shape.reader(reader)
         schema = reader.schema
         with self._transaction():
             if options.block_ranges:
@@ -428,7 +436,7 @@ class DataLoader(ABC, Generic[TConfig]):
             tuple(options.get('key_columns') or ()),
             tuple(options.get('block_ranges') or ()),
             evolution(options.get('schema_evolution', FREEZE)),
-            self.shape(options.get('column_types')),
+            self.shape(options.get('column_types'), options.get('label_config')),
             extra,
         )
 

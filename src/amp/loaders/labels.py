@@ -7,25 +7,20 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 
 from amp.config.label_file import is_address_name, plain
-from amp.config.label_index import LabelIndex, form_of
+from amp.config.label_index import LabelIndex
 from amp.config.label_manager import Label, LabelManager
 from amp.errors import ConfigError
 from amp.loaders.stamps import STAMP_COLUMNS
-from amp.loaders.types import LabelJoinConfig
-from amp.streaming.iterator import End
-from amp.streaming.types import ResponseBatch
+from amp.loaders.types import LabelConfig, LabelJoinConfig
 
-if TYPE_CHECKING:
-    from amp.loaders.stream import Source
-
-__all__ = ['LabelConfig', 'LabelJoin', 'LabelledSource']
+__all__ = ['LabelJoin']
 
 logger = logging.getLogger('amp.labels')
 
@@ -73,51 +68,42 @@ class LabelJoin:
             manager.require(name)
 
     @classmethod
-    def of(cls, manager: object | None, config: LabelConfig | None) -> LabelJoin | None:
-        """The join that a `label_config` asks for, None when it asks for nothing. Raises ConfigError."""
-        if config is None or isinstance(config, LabelJoin):
-            return config
+    def steps(cls, manager: object | None, config: LabelConfig) -> list[LabelJoin]:
+        """The steps of a load that a `label_config` asks for. Raises ConfigError."""
         joins = [config] if isinstance(config, str | LabelJoinConfig) else list(config)
         for join in joins:
             if not isinstance(join, str | LabelJoinConfig):
                 raise ConfigError(f'label_config is a LabelJoinConfig, a list of them or a name, not {join!r}')
         if not joins:
-            return None
+            return []
         if not isinstance(manager, LabelManager):
             raise ConfigError(
                 'this loader knows no labels', hint='make it with label_manager=LabelManager(...), or by a Client'
             )
-        return cls(manager, joins)
+        return [cls(manager, joins)]
 
     def schema(self, schema: pa.Schema) -> pa.Schema:
         """The columns after the joins. Raises ConfigError when they cannot be made with these columns."""
-        return self._bind(schema).steps[-1].schema
+        return self._bound_to(schema).steps[-1].schema
 
     def batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The batch with its labels: rows in their order, columns of the labels behind its own."""
-        for step in self._bind(batch.schema).steps:
+        for step in self._bound_to(batch.schema).steps:
             batch = step.apply(batch)
         return batch
-
-    def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Every batch that has rows after the joins."""
-        for batch in batches:
-            joined = self.batch(batch)
-            if joined.num_rows:
-                yield joined
 
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(join if isinstance(join, str) else join.label_name for join in self._joins)
 
-    def _bind(self, schema: pa.Schema) -> _Bound:
+    def _bound_to(self, schema: pa.Schema) -> _Bound:
         labels = tuple(map(self._manager.require, self._names))
         with self._lock:
             known = self._bound.get(schema)
             if known is not None and labels in (known.labels, known.refused):
                 return known
             try:
-                bound = _Bound(labels, self._steps(labels, schema))
+                bound = _Bound(labels, self._bind(labels, schema))
             except ConfigError as error:
                 if known is None:
                     raise
@@ -127,7 +113,7 @@ class LabelJoin:
             self._bound[schema] = bound
             return bound
 
-    def _steps(self, labels: Sequence[Label], schema: pa.Schema) -> tuple[_Step, ...]:
+    def _bind(self, labels: Sequence[Label], schema: pa.Schema) -> tuple[_Step, ...]:
         steps: list[_Step] = []
         joined = schema
         for label, join in zip(labels, self._joins, strict=True):
@@ -137,49 +123,13 @@ class LabelJoin:
         return tuple(steps)
 
 
-LabelConfig: TypeAlias = str | LabelJoinConfig | Sequence[str | LabelJoinConfig] | LabelJoin
-
-
-class LabelledSource:
-    """A source of the stream engine whose batches carry labels: position and ranges pass through untouched."""
-
-    def __init__(self, source: Source, join: LabelJoin) -> None:
-        self._source = source
-        self._join = join
-
-    @property
-    def backlog(self) -> bool:
-        """True when the next batch is here already."""
-        return self._source.backlog
-
-    @property
-    def repeatable(self) -> bool:
-        """True when the source can be asked again from a position."""
-        return self._source.repeatable
-
-    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
-        """The next batch, joined."""
-        response = self._source.get(timeout)
-        if not isinstance(response, ResponseBatch) or response.data is None:
-            return response
-        return replace(response, data=self._join.batch(response.data))
-
-    def close(self) -> None:
-        """Stop the source."""
-        self._source.close()
-
-
 def _step(label: Label, config: LabelJoinConfig, schema: pa.Schema) -> _Step:
     for column in config.label_keys:
         _require(column, label.table.column_names, f'the label {label.name!r}')
     for column in config.stream_keys:
         _require(column, schema.names, f'what is joined with the label {label.name!r}')
     forms = [
-        form_of(
-            plain(label.table[own]),
-            plain(pa.nulls(0, schema.field(theirs).type)).type,
-            f'label {label.name!r}, {own} = {theirs}',
-        )
+        label.form(own, plain(pa.nulls(0, schema.field(theirs).type)).type, theirs)
         for own, theirs in zip(config.label_keys, config.stream_keys, strict=True)
     ]
     columns = _wanted(label, config)

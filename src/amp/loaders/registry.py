@@ -89,7 +89,11 @@ def _unknown(name: str, known: list[str]) -> ConfigError:
 
 def create_loader(name: str, config: Mapping[str, Any], label_manager: object | None = None) -> DataLoader[Any]:
     """A loader by name. Raises ConfigError (a ValueError) for an unknown name or a bad key, MissingExtraError."""
-    return get_loader_class(name)(dict(config), label_manager=label_manager)
+    loader = get_loader_class(name)(dict(config))
+    if label_manager is not None:
+        # Not by the constructor: a loader of one's own may take its configuration alone.
+        loader.label_manager = label_manager
+    return loader
 
 
 def get_loader_class(name: str) -> type[DataLoader[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import pyarrow as pa
@@ -38,12 +38,11 @@ class Shape:
             batch = step.batch(batch)
         return batch
 
-    def reader(self, reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-        """The rows of a reader after all steps, as they come."""
-        if not self._steps:
-            return reader
-        return pa.RecordBatchReader.from_batches(self.schema(reader.schema), self._batches(reader))
+    def __bool__(self) -> bool:
+        return bool(self._steps)
 
-    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        for batch in reader:
-            yield self.batch(batch)
+    def batches(self, batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        """The batches after all steps, as they come, without those that no row is left of."""
+        if not self._steps:
+            return batches
+        return (shaped for shaped in map(self.batch, batches) if shaped.num_rows)

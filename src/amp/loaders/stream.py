@@ -29,7 +29,7 @@ from amp.errors import (
 from amp.loaders.evolution import evolution
 from amp.loaders.points import reached
 from amp.loaders.stamps import stamp, stamped_schema
-from amp.loaders.types import LoadMode, LoadResult
+from amp.loaders.types import LabelConfig, LoadMode, LoadResult
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
 from amp.streaming.backoff import Backoff
 from amp.streaming.iterator import END, End
@@ -71,7 +71,7 @@ class StreamSettings:
     `retention` is the undo window in blocks. Under backlog a unit commits at the end of the microbatch that reaches
     `commit_rows`, `commit_bytes` or `commit_seconds`; without backlog, at every one. A unit without rows may wait
     `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
-    any progress (None: for ever). `column_types` and `schema_evolution` are those of a plain load.
+    any progress (None: for ever). `column_types`, `label_config` and `schema_evolution` are those of a plain load.
     """
 
     retention: int = 128
@@ -79,6 +79,7 @@ class StreamSettings:
     create_table: bool = True
     schema_evolution: str = 'freeze'
     column_types: Mapping[str, str] | None = None
+    label_config: LabelConfig | None = None
     resume: bool = True
     accept_changed_query: bool = False
     commit_rows: int = 1_000_000
@@ -117,7 +118,7 @@ class StreamEngine:
         self._connect = connect
         self._settings = settings
         evolution(settings.schema_evolution)
-        self._shape = loader.shape(settings.column_types)
+        self._shape = loader.shape(settings.column_types, settings.label_config)
         self._claim = Claim.now(query)
         self._machine: StreamMachine
         self._fresh = False

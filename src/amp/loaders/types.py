@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from amp.errors import ConfigError
 from amp.streaming.types import BlockRange
 
-__all__ = ['LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
+__all__ = ['LabelConfig', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
 
 
 class LoadMode(Enum):
@@ -96,6 +96,9 @@ class LabelJoinConfig:
     def stream_keys(self) -> tuple[str, ...]:
         """The key columns of the stream, in the order of those of the label."""
         return _names(self.stream_key_column)
+
+
+LabelConfig: TypeAlias = str | LabelJoinConfig | Sequence[str | LabelJoinConfig]
 
 
 def _names(columns: str | Sequence[str]) -> tuple[str, ...]:
