@@ -13,6 +13,8 @@ from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
 from amp.devserver.chain import Chain
+from amp.devserver.evm import Functions
+from amp.devserver.evm.eth_call import Node
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
 from amp.errors import QueryError
 
@@ -51,8 +53,9 @@ class Query:
 class Engine:
     """Plans and runs statements over datasets; holds no rows itself, and may be shared between threads."""
 
-    def __init__(self, datasets: Mapping[str, Chain]) -> None:
+    def __init__(self, datasets: Mapping[str, Chain], nodes: Mapping[str, Node] | None = None) -> None:
         self.datasets = dict(datasets)
+        self._functions = Functions(nodes or {}, _dataset_name)
 
     def prepare(self, statement: Statement) -> Query:
         """Plan the statement against empty tables. Raises QueryError with the server's code and text."""
@@ -61,7 +64,7 @@ class Engine:
         frame = self._frame(statement, every, asked=asked)
         plan = frame.logical_plan()
         _check_references(plan)
-        schema = frame.schema()
+        schema = self._functions.bind(statement.text).visible_schema(frame.schema())
         incremental.check_names(plan, schema.names)
         return Query(statement, schema, tuple(sorted(asked)), not incremental.has_union(plan))
 
@@ -83,7 +86,7 @@ class Engine:
                 if batch.num_rows:
                     yield pa.RecordBatch.from_arrays(batch.columns, schema=query.schema)
         except Exception as error:  # DataFusion raises nothing more exact while it executes
-            raise _execution_error(error) from error
+            raise _execution_error(self._functions.bind(query.statement.text).visible(str(error))) from error
 
     def _frame(
         self,
@@ -95,10 +98,11 @@ class Engine:
         """Plan over these tables; those that DataFusion asks for, in sub-queries too, are put into `asked`."""
         context = self._context(names, rows_of, set() if asked is None else asked)
         options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
+        bound = self._functions.bind(statement.text)
         try:
-            return context.sql_with_options(statement.text, options)
+            return bound.plan(context, options)
         except (ValueError, RuntimeError) as error:
-            raise self._planning_error(str(error)) from error
+            raise self._planning_error(bound.visible(str(error))) from error
 
     def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
         # One partition: rows then leave a plan without UNION in the order of the table's rows.
@@ -149,9 +153,9 @@ def _dataset_name(reference: str) -> str | None:
     return match['name'] if match else None
 
 
-def _execution_error(error: Exception) -> QueryError:
-    code = 'RESOURCE_EXHAUSTED' if 'Resources exhausted' in str(error) else 'INTERNAL'
-    return QueryError(caused_by('query execution error', str(error)), code=code, cause=str(error))
+def _execution_error(text: str) -> QueryError:
+    code = 'RESOURCE_EXHAUSTED' if 'Resources exhausted' in text else 'INTERNAL'
+    return QueryError(caused_by('query execution error', text), code=code, cause=text)
 
 
 class _Datasets(CatalogProvider):

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 
 from amp.errors import QueryError
 
-__all__ = ['Statement', 'caused_by', 'internal', 'invalid_argument', 'parse_statement']
+__all__ = ['Statement', 'Token', 'caused_by', 'internal', 'invalid_argument', 'parse_statement', 'tokens_of']
 
 _TOKEN = re.compile(
     r"""
-    (?P<skip>\s+|--[^\n]*|/\*.*?\*/)
-    |(?P<text>'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    (?P<skip>\s+|--[^\n]*)
+    |(?P<comment>/\*)
+    |(?P<text>'(?:[^']|'')*'|[eE]'(?:[^'\\]|''|\\.)*'|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$)
+    |(?P<name>"(?:[^"]|"")*"|`[^`]*`)
     |(?P<word>\w+)
     |(?P<mark>.)
     """,
     re.VERBOSE | re.DOTALL,
 )
+_COMMENT = re.compile(r'/\*|\*/')
 _BOOLEANS = {'true': True, 'false': False}
 
 
@@ -48,27 +51,69 @@ def internal(text: str) -> QueryError:
 
 
 @dataclass(frozen=True, slots=True)
-class _Token:
+class Token:
+    """A piece of SQL. `kind` is text (a string literal), name (a quoted identifier), word or mark."""
+
+    kind: str
     text: str
     start: int
     end: int
 
     @property
     def word(self) -> str:
+        """What an unquoted identifier or keyword means; DataFusion reads them in lower case."""
         return self.text.lower()
 
+    @property
+    def identifier(self) -> str | None:
+        """The name that it is, when it is one."""
+        if self.kind == 'name':
+            quote = self.text[0]
+            return self.text[1:-1].replace(quote * 2, quote)
+        return self.word if self.kind == 'word' else None
 
-def _tokens(sql: str) -> list[_Token]:
-    found = _TOKEN.finditer(sql)
-    return [_Token(m.group(), m.start(), m.end()) for m in found if m.lastgroup is not None and not m.group('skip')]
+    @property
+    def literal(self) -> str | None:
+        """The value of a plain string literal; None for everything else, and for texts with escapes."""
+        if self.kind != 'text' or self.text[0] in 'eE':
+            return None
+        if self.text[0] == '$':
+            return self.text.split('$', 2)[2].rsplit('$', 2)[0]
+        return self.text[1:-1].replace("''", "'")
+
+
+def tokens_of(sql: str) -> list[Token]:
+    """The tokens of `sql` without space and comments; comments may hold comments."""
+    tokens: list[Token] = []
+    at = 0
+    while match := _TOKEN.match(sql, at):
+        at = match.end()
+        kind = match.lastgroup or 'mark'
+        if kind == 'comment':
+            at = _end_of_comment(sql, at)
+        elif kind != 'skip':
+            # The tag of a dollar-quoted text is a group inside of the text's.
+            tokens.append(Token('text' if kind == 'tag' else kind, match.group(), match.start(), at))
+    return tokens
+
+
+def _end_of_comment(sql: str, at: int) -> int:
+    depth = 1
+    while depth:
+        mark = _COMMENT.search(sql, at)
+        if mark is None:
+            return len(sql)
+        depth += 1 if mark.group() == '/*' else -1
+        at = mark.end()
+    return at
 
 
 def parse_statement(sql: str) -> Statement:
     """The only statement of `sql`. Raises QueryError (INVALID_ARGUMENT) for none, for several, and for bad SETTINGS."""
     if not sql.strip():
         raise invalid_argument('invalid query: the SQL query is empty')
-    tokens = _tokens(sql)
-    statements: list[list[_Token]] = [[]]
+    tokens = tokens_of(sql)
+    statements: list[list[Token]] = [[]]
     for token in tokens:
         if token.text == ';':
             statements.append([])
@@ -82,7 +127,7 @@ def parse_statement(sql: str) -> Statement:
     return _without_settings(sql, found[0])
 
 
-def _without_settings(sql: str, tokens: list[_Token]) -> Statement:
+def _without_settings(sql: str, tokens: list[Token]) -> Statement:
     """Cut the trailing `SETTINGS key = value, ...` off, if there is one."""
     text = sql[tokens[0].start : tokens[-1].end]
     for at in range(len(tokens) - 3, 0, -1):
@@ -95,7 +140,7 @@ def _without_settings(sql: str, tokens: list[_Token]) -> Statement:
     return Statement(text)
 
 
-def _settings(tokens: list[_Token]) -> dict[str, object] | None:
+def _settings(tokens: list[Token]) -> dict[str, object] | None:
     """Keys (lower case) and values; None when the tokens are not a list of settings."""
     settings: dict[str, object] = {}
     for at in range(0, len(tokens), 4):
