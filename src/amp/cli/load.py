@@ -9,6 +9,7 @@ import typer
 
 from amp.cli.console import command, interruptible
 from amp.cli.inputs import AsJson, Sql, Token, Url, key_values, server_and_sql
+from amp.cli.labels import Joins, KeepAll, Labels, TypedLabel, add_labels, typed_labels
 from amp.cli.progress import Reporter
 
 __all__ = ['load', 'stream']
@@ -45,6 +46,9 @@ def load(
     streaming: Annotated[bool, typer.Option('--stream', help='Follow the chain until Ctrl-C.')] = False,
     name: Name = None,
     resume: Fresh = True,
+    label: Labels = None,
+    join: Joins = None,
+    left: KeepAll = False,
     option: Options = None,
     token: Token = None,
     as_json: AsJson = False,
@@ -54,7 +58,10 @@ def load(
     Without --stream all rows arrive together or not at all, where the destination can. With it every commit moves a
     position that is kept in the destination: run the same command again and it goes on from there, exactly once.
     """
-    _load(url, sql, to, table, mode, key, name, option, token, streaming=streaming, resume=resume, as_json=as_json)
+    labels = typed_labels(label, join, left=left)
+    _load(
+        url, sql, to, table, mode, key, name, option, labels, token, streaming=streaming, resume=resume, as_json=as_json
+    )
 
 
 @command
@@ -68,12 +75,16 @@ def stream(
     key: Keys = None,
     name: Name = None,
     resume: Fresh = True,
+    label: Labels = None,
+    join: Joins = None,
+    left: KeepAll = False,
     option: Options = None,
     token: Token = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow the chain into a table until Ctrl-C: the same as load --stream."""
-    _load(url, sql, to, table, mode, key, name, option, token, streaming=True, resume=resume, as_json=as_json)
+    labels = typed_labels(label, join, left=left)
+    _load(url, sql, to, table, mode, key, name, option, labels, token, streaming=True, resume=resume, as_json=as_json)
 
 
 def _load(
@@ -85,6 +96,7 @@ def _load(
     keys: list[str] | None,
     name: str | None,
     pairs: list[str] | None,
+    labels: list[TypedLabel],
     token: str | None,
     *,
     streaming: bool,
@@ -113,6 +125,7 @@ def _load(
         Reporter(f'{table} → {redact(to)}', as_json=as_json) as reporter,
     ):
         reporter.event('start', table=table, destination=redact(to), mode=mode, stream=streaming)
+        options |= add_labels(client, labels)
         asked = client.sql(text)
         if not streaming:
             reporter.add(asked.load(to, table, mode=mode, **options))
