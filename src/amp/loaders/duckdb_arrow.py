@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from amp.errors import SchemaError
+from amp.loaders.arrow_types import Landing, land, type_table, wire_schema
 from amp.loaders.points import reached
 from amp.loaders.sql import REPLACED_BY, quote, same_keys
 from amp.loaders.stamps import TX_ID
 
-__all__ = ['column_types', 'create', 'insert', 'replace_by_key', 'stage']
+__all__ = ['column_types', 'create', 'insert', 'read_as', 'replace_by_key', 'stage']
 
 _INCOMING = '_amp_incoming'
 _STAGE = '_amp_stage'
@@ -37,6 +38,12 @@ def column_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> li
     with _registered(connection, landed(schema.empty_table().to_reader())):
         rows = connection.execute(f'DESCRIBE SELECT {_select_list(schema)} FROM {_INCOMING}').fetchall()
     return [(str(name), str(kind)) for name, kind, *_ in rows]
+
+
+def read_as(name: str, kind: str) -> str:
+    """How a column of DuckDB's type `kind` is selected for Arrow, which would show a BIGNUM as the bytes inside it."""
+    column = quote(name)
+    return f'{column}::{kind.replace("BIGNUM", "VARCHAR")} AS {column}' if 'BIGNUM' in kind else column
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordBatchReader) -> int:
@@ -98,44 +105,31 @@ def _numbered(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
 
 
 def landed(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    """The reader with columns that DuckDB cannot take from Arrow in a form that it can: decimal256 as text."""
-    wide = [i for i, field in enumerate(reader.schema) if pa.types.is_decimal256(field.type)]
-    coarse = [] if _HAS_NANOSECOND_ZONE else [i for i, f in enumerate(reader.schema) if _is_fine_zoned(f.type)]
-    if not wide and not coarse:
+    """The reader with its columns in the form in which DuckDB takes them. Raises SchemaError, by column."""
+    landings = [_landing(field) for field in reader.schema]
+    wire = wire_schema(landings)
+    if wire.types == reader.schema.types:
         return reader
-    schema = reader.schema
-    for i in wide:
-        schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
-    for i in coarse:
-        schema = schema.set(i, pa.field(schema.field(i).name, pa.timestamp('us', schema.field(i).type.tz)))
-    return pa.RecordBatchReader.from_batches(schema, (_cast(batch, schema) for batch in reader))
+    return pa.RecordBatchReader.from_batches(wire, (land(batch, landings) for batch in reader))
 
 
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    columns = []
-    for column, field in zip(batch.columns, schema, strict=True):
-        try:
-            columns.append(column if column.type.equals(field.type) else pc.cast(column, field.type))
-        except pa.ArrowInvalid as error:
-            raise SchemaError(
-                f'column {field.name!r} has nanoseconds, which this DuckDB cannot keep with a time zone',
-                hint='DuckDB 2 can: pip install -U duckdb',
-            ) from error
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+def _landing(field: pa.Field[Any]) -> Landing:
+    found = _TYPES.landing(field)
+    kind = field.type
+    if _HAS_NANOSECOND_ZONE or not (pa.types.is_timestamp(kind) and kind.unit == 'ns' and kind.tz is not None):
+        return found
+    return Landing(field.name, 'TIMESTAMP WITH TIME ZONE', pa.timestamp('us', kind.tz))
 
 
-def _is_fine_zoned(kind: pa.DataType) -> bool:
-    return pa.types.is_timestamp(kind) and kind.unit == 'ns' and kind.tz is not None
-
-
+_TYPES = type_table('duckdb')
 _HAS_NANOSECOND_ZONE = int(duckdb.__version__.split('.')[0]) >= 2
 
 
 def _select_list(schema: pa.Schema) -> str:
     """The columns of a schema as they are selected from Arrow."""
     return ', '.join(
-        f'{quote(f.name)}::BIGNUM AS {quote(f.name)}' if pa.types.is_decimal256(f.type) else quote(f.name)
-        for f in schema
+        f'{quote(x.name)}::{x.column} AS {quote(x.name)}' if 'BIGNUM' in x.column else quote(x.name)
+        for x in map(_landing, schema)
     )
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.duckdb_arrow import column_types, create, insert, replace_by_key, stage
+from amp.loaders.duckdb_arrow import column_types, create, insert, read_as, replace_by_key, stage
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
@@ -169,7 +169,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         if not columns:
             return None
         [(rows,)] = self._run(f'SELECT count(*) FROM {self._quoted(table_name)}')
-        return {'table_name': table_name, 'row_count': rows, 'exists': True, 'columns': columns}
+        return {'table_name': table_name, 'row_count': rows, 'exists': True, 'columns': list(columns)}
 
     def get_table_schema(self, table_name: str) -> pa.Schema | None:
         """The Arrow schema of the user's columns; None when the table is not there."""
@@ -177,13 +177,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
 
     def scan(self, table_name: str) -> pa.RecordBatchReader:
         """The committed rows, in no promised order, the user's columns only."""
-        columns = [c for c in self._columns(table_name) if c not in STAMP_COLUMNS]
-        if not columns:
-            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
-        listed = ', '.join(quote(c) for c in columns)
-        cursor = self.own.cursor()
-        reader: pa.RecordBatchReader = cursor.sql(f'SELECT {listed} FROM {self._quoted(table_name)}').to_arrow_reader()
-        return reader
+        return self.stamped_scan(table_name, [c for c in self._columns(table_name) if c not in STAMP_COLUMNS])
 
     def stamped_scan(
         self,
@@ -192,10 +186,11 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         where: Mapping[str, tuple[int, int]] | None = None,
     ) -> pa.RecordBatchReader:
         """The rows with amp's own columns; those asked for, where the named columns lie between two numbers."""
-        wanted = list(columns) if columns is not None else self._columns(table_name)
-        if not self.table_exists(table_name):
+        present = self._columns(table_name)
+        if not present:
             raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
-        sql = f'SELECT {", ".join(map(quote, wanted))} FROM {self._quoted(table_name)}'
+        listed = ', '.join(read_as(name, present.get(name, '')) for name in (present if columns is None else columns))
+        sql = f'SELECT {listed} FROM {self._quoted(table_name)}'
         if where:
             sql += ' WHERE ' + ' AND '.join(
                 f'{quote(c)} BETWEEN {low:d} AND {high:d}' for c, (low, high) in where.items()
@@ -204,13 +199,13 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             reader: pa.RecordBatchReader = self.own.cursor().sql(sql).to_arrow_reader()
         return reader
 
-    def _columns(self, table_name: str) -> list[str]:
+    def _columns(self, table_name: str) -> dict[str, str]:
         rows = self._run(
-            'SELECT column_name FROM information_schema.columns WHERE table_catalog = current_database() '
+            'SELECT column_name, data_type FROM information_schema.columns WHERE table_catalog = current_database() '
             'AND table_schema = ? AND table_name = ? ORDER BY ordinal_position',
             (self.config.schema, table_name),
         )
-        return [name for (name,) in rows]
+        return dict(rows)
 
     # Streams
 
@@ -306,7 +301,7 @@ class _DuckDBUnit:
             [(self.rows_undone,)] = self._run(f'DELETE FROM {self._table}')
             return
         before = self._loader.before_images(self._job.key.table)
-        columns = self._loader._columns(self._job.key.table)
+        columns = list(self._loader._columns(self._job.key.table))
         if TX_ID not in columns:
             return
         delete, *restore = undo_statements(self._table, before, columns, undo.runs)

@@ -20,6 +20,7 @@ from amp.streaming.ledger import StreamKey
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
+from tests.integration.loaders.test_base_types import BaseTypeTests
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
 
@@ -50,6 +51,10 @@ class TestDuckDBLoader(BaseLoaderTests):
 
 
 class TestDuckDBStreaming(BaseStreamingTests):
+    config = DuckDBTestConfig()
+
+
+class TestDuckDBTypes(BaseTypeTests):
     config = DuckDBTestConfig()
 
 

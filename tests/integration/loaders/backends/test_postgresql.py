@@ -27,6 +27,7 @@ from amp.streaming.ledger import StreamKey
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
+from tests.integration.loaders.test_base_types import BaseTypeTests
 from tests.support.ports import free_port
 from tests.support.tcp_proxy import TcpProxy
 
@@ -61,6 +62,10 @@ class TestPostgreSQLLoader(BaseLoaderTests):
 
 
 class TestPostgreSQLStreaming(BaseStreamingTests):
+    config = PostgreSQLTestConfig()
+
+
+class TestPostgreSQLTypes(BaseTypeTests):
     config = PostgreSQLTestConfig()
 
 
