@@ -1,0 +1,125 @@
+"""The fakesnow server with the statements that it lacks. Runs in an environment of its own: see `snowflake.py`.
+
+    python fakesnow_server.py PORT
+
+What is added behaves like Snowflake's documentation says, and only as far as the loader needs it: names and ids of
+transactions, `SHOW TRANSACTIONS`, `SYSTEM$ABORT_TRANSACTION`, `REMOVE`, `ALTER SESSION`, a lock that is held by another
+transaction as the error that Snowflake gives, and table names that need quotes in COPY. An aborted transaction leaves
+its session without one, so that later statements of it commit by themselves: the worst that Snowflake could do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import duckdb
+import fakesnow.copy_into
+import fakesnow.server
+import uvicorn
+from fakesnow.cursor import FakeSnowflakeCursor
+from fakesnow.transforms import stage
+from snowflake.connector.errors import ProgrammingError
+
+_BEGIN = re.compile(r'\s*BEGIN(?:\s+(?:TRANSACTION|WORK))?(?:\s+NAME\s+(\w+))?\s*;?\s*$', re.IGNORECASE)
+_END = re.compile(r'\s*(COMMIT|ROLLBACK)\s*;?\s*$', re.IGNORECASE)
+_SHOW = re.compile(r'\s*SHOW\s+TRANSACTIONS\s*$', re.IGNORECASE)
+_ABORT = re.compile(r'\s*SELECT\s+SYSTEM\$ABORT_TRANSACTION\((\d+)\)\s*$', re.IGNORECASE)
+_REMOVE = re.compile(r"\s*REMOVE\s+'?@(?P<stage>(?:\"[^\"]+\"|[\w.])+)/(?P<path>[^']*)'?\s*$", re.IGNORECASE)
+_ALTER_SESSION = re.compile(r'\s*ALTER\s+SESSION\s+SET\s', re.IGNORECASE)
+_CURRENT = re.compile(r'CURRENT_TRANSACTION\(\)', re.IGNORECASE)
+
+_ids = itertools.count(1_700_000_000_000)
+_open: dict[int, tuple[str, Any]] = {}
+_guard = threading.Lock()
+_plain_execute = FakeSnowflakeCursor.execute
+_plain_parse = fakesnow.server.parse_one
+_plain_describe = fakesnow.copy_into._describe_table
+
+
+def _execute(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
+    connection = self._conn
+    if (begun := _BEGIN.match(command)) is not None:
+        result = _plain_execute(self, 'BEGIN', *args, **kwargs)
+        with _guard:
+            connection.transaction = next(_ids)
+            _open[connection.transaction] = (begun[1] or '', connection)
+        return result
+    command = _rewritten(connection, command)
+    try:
+        result = _plain_execute(self, command, *args, **kwargs)
+    except duckdb.TransactionException as error:
+        raise ProgrammingError(msg=f'locked by another transaction: {error}', errno=625, sqlstate='57014') from error
+    except (duckdb.Error, AssertionError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise ProgrammingError(msg=f'{type(error).__name__}: {error}', errno=100038, sqlstate='22018') from error
+    if _END.match(command):
+        _forget(connection)
+    return result
+
+
+def _rewritten(connection: Any, command: str) -> str:
+    if _SHOW.match(command):
+        with _guard:
+            rows = [f'SELECT {number} AS "id", \'{name}\' AS "name"' for number, (name, _) in _open.items()]
+        return ' UNION ALL '.join([*rows, 'SELECT 0 AS "id", \'\' AS "name"'])
+    if (aborted := _ABORT.match(command)) is not None:
+        with _guard:
+            _, owner = _open.get(int(aborted[1]), ('', None))
+        if owner is not None:
+            owner._duck_conn.rollback()
+            _forget(owner)
+        return "SELECT 'Aborted' AS status"
+    if (removed := _REMOVE.match(command)) is not None:
+        _remove(connection, removed['stage'], removed['path'])
+        return "SELECT 'removed' AS status"
+    if _ALTER_SESSION.match(command):
+        return "SELECT 'Statement executed successfully.' AS status"
+    current = getattr(connection, 'transaction', None)
+    return _CURRENT.sub('NULL' if current is None else f"'{current}'", command)
+
+
+def _forget(connection: Any) -> None:
+    with _guard:
+        _open.pop(getattr(connection, 'transaction', None), None)
+        connection.transaction = None
+
+
+def _remove(connection: Any, name: str, path: str) -> None:
+    database, schema, stage_name = stage.parts_from_var(name, connection.database, connection.schema)
+    folder = os.path.join(stage.internal_dir(f'{database}.{schema}.{stage_name}'), path)  # noqa: PTH118
+    for root, _, files in os.walk(folder):
+        for file in files:
+            os.remove(os.path.join(root, file))  # noqa: PTH107, PTH118
+
+
+def _parse(sql: str) -> Any:
+    ours = (_SHOW, _ABORT, _REMOVE, _ALTER_SESSION)
+    if _BEGIN.match(sql):
+        return _plain_parse('BEGIN')
+    return _plain_parse('SELECT 1' if any(pattern.match(sql) for pattern in ours) else _CURRENT.sub('NULL', sql))
+
+
+def _describe(table: Any, duck: Any, database: str | None, schema: str | None) -> list[tuple[str, str]]:
+    names = (table.catalog or database, table.db or schema, table.name)
+    quoted = '.'.join('"' + str(name).replace('"', '""') + '"' for name in names)
+    return [(row[0], row[1]) for row in duck.execute(f'DESCRIBE {quoted}').fetchall()]
+
+
+def main(port: int) -> None:
+    changed: list[tuple[Any, str, Callable[..., Any]]] = [
+        (FakeSnowflakeCursor, 'execute', _execute),
+        (fakesnow.server, 'parse_one', _parse),
+        (fakesnow.copy_into, '_describe_table', _describe),
+    ]
+    for owner, name, replacement in changed:
+        setattr(owner, name, replacement)
+    uvicorn.run(fakesnow.server.app, host='127.0.0.1', port=port, log_level='error')
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]))
