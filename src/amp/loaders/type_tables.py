@@ -10,6 +10,7 @@ import pyarrow as pa
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Rule, TypeTable
 from amp.loaders.json_text import json_text
+from amp.loaders.uint256 import uint256_bytes
 
 __all__ = ['TABLES']
 
@@ -168,7 +169,53 @@ _SNOWFLAKE = TypeTable(
     },
 )
 
+
+def _whole_decimal256(kind: Any) -> pa.DataType:
+    """A decimal256 without a negative scale."""
+    return pa.decimal256(min(kind.precision - min(kind.scale, 0), 76), max(kind.scale, 0))
+
+
+def _nanoseconds(column: Any) -> Any:
+    """Durations, and times since midnight, as numbers."""
+    fine: Any = pa.time64('ns') if pa.types.is_time(column.type) else pa.duration('ns')
+    return column.cast(fine).cast(pa.int64())
+
+
+_AS_NANOSECONDS = Rule('Int64', pa.int64(), _nanoseconds, note='nanoseconds')
+_CLICKHOUSE_ZONE = 'kept in UTC; the server shows 1900 to 2299, what lies outside is kept all the same'
+
+_CLICKHOUSE = TypeTable(
+    'ClickHouse',
+    {
+        'bool': Rule('Bool'),
+        **{f'{sign}int{bits}': Rule(f'{sign.upper()}Int{bits}') for sign in ('', 'u') for bits in (8, 16, 32, 64)},
+        **_same('Float32', ('float16', 'float32'), pa.float32()),
+        'float64': Rule('Float64'),
+        'decimal': Rule('Decimal({precision}, {scale})', _whole_decimal),
+        'decimal256': Rule('Decimal({precision}, {scale})', _whole_decimal256),
+        'text': Rule('String', pa.string()),
+        'text as decimal': Rule('UInt256', pa.binary(32), uint256_bytes, note='a text that is no uint256 is refused'),
+        'bytes': Rule('String', pa.binary()),
+        'fixed bytes': Rule('FixedString({width})'),
+        'date': Rule('Date32', pa.date32(), note='the years 0 to 9999'),
+        'time': _AS_NANOSECONDS,
+        'time[ns]': _AS_NANOSECONDS,
+        'timestamp': Rule("DateTime64(6, 'UTC')", pa.timestamp('us', 'UTC'), note=_CLICKHOUSE_ZONE),
+        'timestamp[ns]': Rule("DateTime64(9, 'UTC')", pa.timestamp('ns', 'UTC'), note=_CLICKHOUSE_ZONE),
+        'timestamp with zone': Rule("DateTime64(6, 'UTC')", pa.timestamp('us', 'UTC'), note=_CLICKHOUSE_ZONE),
+        'timestamp[ns] with zone': Rule("DateTime64(9, 'UTC')", pa.timestamp('ns', 'UTC'), note=_CLICKHOUSE_ZONE),
+        'duration': _AS_NANOSECONDS,
+        'duration[ns]': _AS_NANOSECONDS,
+        'list': Rule(
+            'Array({inner})', note='of plain values, where the list itself cannot be null; others as JSON text'
+        ),
+        'nested': Rule('String', pa.string(), json_text, note='JSON text'),
+        'null': Rule('String', pa.string()),
+    },
+)
+
 TABLES: dict[str, TypeTable] = {
+    'clickhouse': _CLICKHOUSE,
     'duckdb': _DUCKDB,
     'iceberg': _ICEBERG,
     'postgresql': _POSTGRESQL,
