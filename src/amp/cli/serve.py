@@ -32,6 +32,9 @@ def serve(
     ] = 2.0,
     host: Annotated[str, typer.Option(help='The address to listen on.')] = '127.0.0.1',
     port: Annotated[int, typer.Option(min=0, max=65535, help='The port; 0 takes a free one.')] = 1602,
+    friendly: Annotated[
+        bool, typer.Option('--friendly', help="Explain errors to people, where Amp's own texts and codes would do.")
+    ] = False,
 ) -> None:
     """Serve a local Amp for development, until Ctrl-C. Its URL is the one line on standard output.
 
@@ -39,7 +42,7 @@ def serve(
     """
     if sum(source is not None for source in (simulate, rpc, parquet)) != 1:
         raise typer.BadParameter('choose one source: --simulate SEED, --rpc URL or --parquet DIR')
-    with interruptible(), _local(simulate, rpc, parquet, blocks, host, port) as server:
+    with interruptible(), _local(simulate, rpc, parquet, blocks, host, port, friendly) as server:
         _introduce(server)
         pause = threading.Event()
         if simulate is None or block_time == 0:
@@ -51,17 +54,17 @@ def serve(
 
 @contextlib.contextmanager
 def _local(
-    simulate: int | None, rpc: str | None, parquet: Path | None, blocks: int, host: str, port: int
+    simulate: int | None, rpc: str | None, parquet: Path | None, blocks: int, host: str, port: int, friendly: bool
 ) -> Iterator[LocalAmp]:
     from amp.cli.local import import_devserver
 
     local = import_devserver()
     if simulate is not None:
-        server = local.simulate(seed=simulate, blocks=blocks, host=host, port=port)
+        server = local.simulate(seed=simulate, blocks=blocks, host=host, port=port, friendly=friendly)
     elif rpc is not None:
-        server = local.from_rpc(rpc, host=host, port=port)
+        server = local.from_rpc(rpc, host=host, port=port, friendly=friendly)
     else:
-        server = local.from_parquet(parquet or '.', host=host, port=port)
+        server = local.from_parquet(parquet or '.', host=host, port=port, friendly=friendly)
     with server:
         yield server
 

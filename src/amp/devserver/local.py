@@ -12,12 +12,13 @@ from amp.devserver import schemas
 from amp.devserver.chain import Block, Chain
 from amp.devserver.engine import Engine
 from amp.devserver.faults import Faults
+from amp.devserver.friendly import friendly as explain
 from amp.devserver.node import EvmNode
 from amp.devserver.parquet import load_directory
 from amp.devserver.rpc import EvmFollower, network_of
 from amp.devserver.service import AmpFlightServer
 from amp.devserver.simulator import Simulator
-from amp.errors import ConfigError, SourceError
+from amp.errors import ConfigError, QueryError, SourceError
 
 __all__ = ['LocalAmp']
 
@@ -26,7 +27,8 @@ class LocalAmp:
     """A local Amp over simulated, stored or real blocks. Make one with `simulate`, `from_parquet` or `from_rpc`.
 
     It listens on the loopback interface unless told otherwise, and is a development server: a bearer token is asked for
-    only when `token` is given, so that clients can be tested. As a context manager it starts and stops itself.
+    only when `token` is given, so that clients can be tested. Its errors are Amp's, unless `friendly` asks for better ones.
+    As a context manager it starts and stops itself.
     """
 
     def __init__(
@@ -39,6 +41,8 @@ class LocalAmp:
         host: str = '127.0.0.1',
         port: int = 0,
         token: str | None = None,
+        friendly: bool = False,
+        nodes: dict[str, EvmNode] | None = None,
     ) -> None:
         self.faults = Faults()
         self._chains = chains
@@ -48,6 +52,8 @@ class LocalAmp:
         self._host = host
         self._port = port
         self._token = token
+        self._friendly = friendly
+        self._nodes = nodes or {}
         self._server: AmpFlightServer | None = None
 
     @classmethod
@@ -64,6 +70,7 @@ class LocalAmp:
         host: str = '127.0.0.1',
         port: int = 0,
         token: str | None = None,
+        friendly: bool = False,
     ) -> LocalAmp:
         """A made-up chain of `blocks` blocks; the same seed gives the same rows."""
         chain = Chain(network, schemas.EVM_RPC)
@@ -76,6 +83,7 @@ class LocalAmp:
             host=host,
             port=port,
             token=token,
+            friendly=friendly,
         )
 
     @classmethod
@@ -88,10 +96,13 @@ class LocalAmp:
         host: str = '127.0.0.1',
         port: int = 0,
         token: str | None = None,
+        friendly: bool = False,
     ) -> LocalAmp:
         """The datasets of a directory of raw tables: `<directory>/<dataset>/<table>.parquet`. Raises ConfigError."""
         chains = load_directory(Path(directory), network=network)
-        return cls(chains, microbatch_max_blocks=microbatch_max_blocks, host=host, port=port, token=token)
+        return cls(
+            chains, microbatch_max_blocks=microbatch_max_blocks, host=host, port=port, token=token, friendly=friendly
+        )
 
     @classmethod
     def from_rpc(
@@ -106,6 +117,7 @@ class LocalAmp:
         host: str = '127.0.0.1',
         port: int = 0,
         token: str | None = None,
+        friendly: bool = False,
     ) -> LocalAmp:
         """The blocks of an EVM node, followed from `start_block` for as long as the server runs.
 
@@ -118,10 +130,12 @@ class LocalAmp:
         return cls(
             {dataset: chain},
             follower=follower,
+            nodes={dataset: node},
             microbatch_max_blocks=microbatch_max_blocks,
             host=host,
             port=port,
             token=token,
+            friendly=friendly,
         )
 
     def __enter__(self) -> Self:
@@ -135,10 +149,11 @@ class LocalAmp:
         if self._server is None:
             self._server = AmpFlightServer(
                 f'grpc://{self._host}:{self._port}',
-                Engine(self._chains),
+                Engine(self._chains, self._nodes),
                 self.faults,
                 microbatch_max_blocks=self._max_blocks,
                 token=self._token,
+                explain=self._explained if self._friendly else None,
             )
             self._port = self._server.port
             if self._follower is not None:
@@ -230,6 +245,9 @@ class LocalAmp:
         """Drop the blocks that are not canonical: a cursor that names one is then unknown to the server."""
         for chain in self._chains.values():
             chain.forget_orphans()
+
+    def _explained(self, error: QueryError) -> QueryError:
+        return explain(error, self.datasets)
 
     def _node(self) -> Simulator:
         if self._simulator is None:

@@ -19,7 +19,7 @@ Call = tuple[str, Sequence[object]]
 
 
 class NodeError(SourceError):
-    """The node answered with an error. Context: method, code."""
+    """The node answered with an error. Context: method, code, and the node's own reason and data."""
 
 
 class EvmNode:
@@ -78,4 +78,4 @@ class EvmNode:
     def _refused(self, method: str, error: Any) -> NodeError:
         told = error if isinstance(error, dict) else {'message': str(error)}
         text = f'the node {redact(self.url)} refuses {method}: {told.get("message")}'
-        return NodeError(text, method=method, code=told.get('code'))
+        return NodeError(text, method=method, code=told.get('code'), reason=told.get('message'), data=told.get('data'))

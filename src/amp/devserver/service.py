@@ -92,8 +92,10 @@ class AmpFlightServer(fl.FlightServerBase):
         *,
         microbatch_max_blocks: int = 1000,
         token: str | None = None,
+        explain: Callable[[QueryError], QueryError] | None = None,
     ) -> None:
         self._engine = engine
+        self._explain = explain
         self._faults = faults
         self._max_blocks = microbatch_max_blocks
         self._stopping = threading.Event()
@@ -111,7 +113,7 @@ class AmpFlightServer(fl.FlightServerBase):
 
     def get_flight_info(self, context: Any, descriptor: Any) -> Any:
         """The schema of the statement, and a ticket that carries it."""
-        with _statuses():
+        with _statuses(self._explain):
             self._faults.check_call('get_flight_info')
             if descriptor.descriptor_type != fl.DescriptorType.CMD:
                 kind = 'Path' if descriptor.descriptor_type == fl.DescriptorType.PATH else 'Unknown'
@@ -125,21 +127,23 @@ class AmpFlightServer(fl.FlightServerBase):
 
     def do_get(self, context: Any, ticket: Any) -> Any:
         """Run the statement of the ticket."""
-        with _statuses():
+        with _statuses(self._explain):
             self._faults.check_call('do_get')
             asked = _Ticket.decode(ticket.ticket)
             query = self._engine.prepare(Statement(asked.sql))
             gone: Callable[[], bool] = lambda: self._stopping.is_set() or context.is_cancelled()  # noqa: E731
             if not asked.stream:
-                return fl.GeneratorStream(query.schema, _guarded(self._faults.apply(self._batch_result(query), gone)))
+                return fl.GeneratorStream(
+                    query.schema, self._guarded(self._faults.apply(self._batch_result(query), gone))
+                )
             self._engine.check_incremental(query)
             chain = self._chain_of(query)
             if chain is None or chain.head is None:
                 nothing = Message(_empty(query.schema), encode_metadata((), complete=True), complete=True)
-                return fl.GeneratorStream(query.schema, _guarded(iter([nothing])))
+                return fl.GeneratorStream(query.schema, self._guarded(iter([nothing])))
             cursor = self._cursor(chain, asked.cursors)
             first = self._wait(chain, cursor, gone)
-            return fl.GeneratorStream(query.schema, _guarded(self._stream_result(query, chain, first, gone)))
+            return fl.GeneratorStream(query.schema, self._guarded(self._stream_result(query, chain, first, gone)))
 
     def list_flights(self, context: Any, criteria: Any) -> NoReturn:
         """UNIMPLEMENTED."""
@@ -281,6 +285,14 @@ class AmpFlightServer(fl.FlightServerBase):
             if any(view.rows(table, number, number) for _, table in query.tables):
                 yield from rows_between(number, number)
 
+    def _guarded(self, messages: Iterator[Message]) -> Iterator[Any]:
+        with _statuses(self._explain):
+            try:
+                for message in messages:
+                    yield message.batch, message.metadata
+            except EndOfResult:
+                return
+
     def _split(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Slices of about 2 MiB, or of as many rows as the faults say."""
         for batch in batches:
@@ -303,28 +315,29 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=schema)
 
 
-def _guarded(messages: Iterator[Message]) -> Iterator[Any]:
-    with _statuses():
-        try:
-            for message in messages:
-                yield message.batch, message.metadata
-        except EndOfResult:
-            return
-
-
 class _statuses:  # noqa: N801
-    """Turns our errors into those that pyarrow sends as the gRPC code that is meant."""
+    """Turns our errors into those that pyarrow sends as the gRPC code that is meant, explained first if they can be."""
+
+    def __init__(self, explain: Callable[[QueryError], QueryError] | None) -> None:
+        self._explain = explain
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, QueryError):
-            raise _status(str(error.context['code']), str(error)) from error
+            error = self._explain(error) if self._explain is not None else error
+            raise _status(str(error.context['code']), str(error)) from None
         if isinstance(error, FaultError):
-            raise _status(error.code, str(error)) from error
+            raise _status(error.code, str(error)) from None
         if isinstance(error, EndOfResult):
             raise fl.FlightCancelledError('the client is gone') from error
+
+
+class _NotFoundError(KeyError):
+    def __str__(self) -> str:
+        # A KeyError's own text is the repr of its key.
+        return str(self.args[0])
 
 
 def _status(code: str, text: str) -> Exception:
@@ -333,7 +346,7 @@ def _status(code: str, text: str) -> Exception:
         'DEADLINE_EXCEEDED': fl.FlightTimedOutError,
         'INTERNAL': fl.FlightInternalError,
         'INVALID_ARGUMENT': pa.ArrowInvalid,
-        'NOT_FOUND': KeyError,
+        'NOT_FOUND': _NotFoundError,
         'PERMISSION_DENIED': fl.FlightUnauthorizedError,
         'UNAUTHENTICATED': fl.FlightUnauthenticatedError,
         'UNAVAILABLE': fl.FlightUnavailableError,
