@@ -29,7 +29,7 @@ _INFERRED: tuple[tuple[str, pa.DataType], ...] = (
     (r'^\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d{1,6})?$', pa.timestamp('us')),
     (r'^\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}:\d{2}(\.\d{1,6})?Z$', pa.timestamp('us', 'UTC')),
 )
-_DECIMAL = r'^-?(0|[1-9][0-9]*)(\.[0-9]+)?$'
+_DECIMAL = r'^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]+)$'
 _BLOCK_BYTES = 16 * 1024**2
 
 
@@ -51,7 +51,7 @@ def read_label(path: Path, binary_columns: Sequence[str] | None = None) -> pa.Ta
         raise LabelFileNotFoundError(f'there is no label file {path}', hint=_place(path), path=str(path)) from error
     except OSError as error:
         raise ConfigError(f'the label file {path} cannot be read: {error.strerror or error}') from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise ConfigError(f'the label file {path} does not parse: {error}') from error
     _check_names(table.column_names, binary_columns or (), path)
     columns = [_typed(table, name, binary_columns, path, is_parquet) for name in table.column_names]

@@ -24,6 +24,7 @@ __all__ = ['Form', 'LabelIndex', 'form_of']
 
 pc: Any = pyarrow.compute
 _MOST_NAMED = 5
+_ADDRESS = 20
 _INT64_MAX = 2**63 - 1
 
 
@@ -41,7 +42,8 @@ class Form:
             case 'bytes':
                 return decode_hex(values, self.width) if _is_text(kind) else fixed_width(values, self.width)
             case 'digits':
-                return as_digits(values, 2 * self.width) if _is_text(kind) else encode_hex(values)
+                is_text = _is_text(kind)
+                return as_digits(values, 2 * self.width) if is_text else encode_hex(fixed_width(values, self.width))
             case 'number':
                 return _as_int64(values)
             case 'text':
@@ -56,7 +58,7 @@ def form_of(label: Column, kind: pa.DataType, where: str) -> Form:
     own = label.type
     if pa.types.is_floating(own) or pa.types.is_floating(kind):
         raise ConfigError(f'{where}: a floating-point number is no key ({own} in the label, {kind} in the stream)')
-    form = _form_of_text(label, kind, where) if _is_text(own) else _form_of_others(own, kind, where)
+    form = _form_of_text(label, kind, where) if _is_text(own) else _form_of_others(label, kind, where)
     if form is None:
         raise ConfigError(
             f'{where}: {own} in the label cannot be compared with {kind} in the stream',
@@ -65,14 +67,15 @@ def form_of(label: Column, kind: pa.DataType, where: str) -> Form:
     return form
 
 
-def _form_of_others(own: pa.DataType, kind: pa.DataType, where: str) -> Form | None:
+def _form_of_others(label: Column, kind: pa.DataType, where: str) -> Form | None:
+    own = label.type
     if isinstance(own, pa.FixedSizeBinaryType) and (_is_text(kind) or _is_bytes(kind)):
         width = own.byte_width
         if isinstance(kind, pa.FixedSizeBinaryType) and kind.byte_width != width:
             raise ConfigError(f'{where}: the label has {width} bytes and the stream {kind.byte_width}: never equal')
         return Form('digits' if _is_text(kind) else 'bytes', width)
     if pa.types.is_binary(own):
-        return Form('binary') if _is_bytes(kind) else None
+        return Form('binary') if _is_bytes(kind) else _digits_of(label) if _is_text(kind) else None
     if pa.types.is_integer(own) and pa.types.is_integer(kind):
         return Form('same' if own == kind else 'number')
     if _is_whole(own) and (_is_whole(kind) or _is_text(kind)):
@@ -90,16 +93,24 @@ def _form_of_text(label: Column, kind: pa.DataType, where: str) -> Form | None:
         return Form('text')
     if not _is_bytes(kind):
         return None
+    if label.null_count == len(label):
+        return Form('bytes', _ADDRESS)
     if isinstance(kind, pa.FixedSizeBinaryType):
         width = kind.byte_width
-    bad = label.drop_null() if width is None else label.filter(pc.fill_null(_is_not_hex(label, width), False))
-    if width is None or len(bad):
-        shown = repr(bad[0].as_py()[:80]) if len(bad) else 'nothing'
-        row = pc.index(label, bad[0]).as_py() + 1 if len(bad) else 0
+    at = pc.index(_is_not_hex(label, width), True).as_py() if width else pc.index(pc.is_valid(label), True).as_py()
+    if at >= 0 or width is None:
         raise ConfigError(
-            f'{where}: the stream has {kind}, and row {row} of the label is not hex of that: {shown}', row=row
+            f'{where}: the stream has {kind}, and row {at + 1} of the label is not hex of that: '
+            f'{label[at].as_py()[:80]!r}',
+            row=at + 1,
         )
     return Form('bytes', width)
+
+
+def _digits_of(label: Column) -> Form | None:
+    """Bytes of no fixed size, to be compared with text: possible when all are of one length."""
+    lengths = pc.unique(pc.binary_length(label.drop_null())).to_pylist()
+    return Form('digits', lengths[0] if lengths else _ADDRESS) if len(lengths) < 2 else None
 
 
 class LabelIndex:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from amp.config.hex_text import Column
 from amp.config.label_file import is_address_name, plain
 from amp.config.label_index import LabelIndex
 from amp.config.label_manager import Label, LabelManager
@@ -38,9 +39,11 @@ class _Step:
     def apply(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         keys = [batch[name] for name in self.config.stream_keys]
         rows, found = self.index.find(keys, left=self.config.how == 'left')
-        kept = batch if rows is None else batch.take(rows)
+        kept = [_movable(column) for column in batch.columns]
+        if rows is not None:
+            kept = [column.take(rows) for column in kept]
         added = [plain(self.index.table[name]).take(found) for name in self.columns]
-        return pa.RecordBatch.from_arrays([*kept.columns, *added], schema=self.schema)
+        return pa.RecordBatch.from_arrays([*kept, *added], schema=self.schema)
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,15 @@ def _step(label: Label, config: LabelJoinConfig, schema: pa.Schema) -> _Step:
     columns = _wanted(label, config)
     added = [pa.field(config.prefix + name, plain(label.table[name]).type) for name in columns]
     _refuse_collisions(label, added, schema)
-    joined = pa.schema([*schema, *added]).with_metadata(schema.metadata)
+    own = [field.with_type(_movable(pa.nulls(0, field.type)).type) for field in schema]
+    joined = pa.schema([*own, *added]).with_metadata(schema.metadata)
     return _Step(label, config, label.index(config.label_keys, forms, config.many), columns, joined)
+
+
+def _movable(column: Column) -> Column:
+    """The column as Arrow can take rows of it: views it cannot."""
+    is_view = pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type)
+    return plain(column) if is_view else column
 
 
 def _wanted(label: Label, config: LabelJoinConfig) -> tuple[str, ...]:
