@@ -1,3 +1,28 @@
-"""A small append-only columnar store over DuckDB and Parquet; its public names arrive with its first release."""
+"""A small append-only columnar store over DuckDB and Parquet, on a directory or on S3, with no server."""
 
-__all__: list[str] = []
+from amplify_db_utils.base import ColumnarStore, Filters
+from amplify_db_utils.config import DuckDBParquetConfig
+from amplify_db_utils.errors import (
+    BadFilter,
+    BadRecord,
+    CommitConflict,
+    DamagedData,
+    SchemaConflict,
+    StoreError,
+    TableNotFound,
+)
+from amplify_db_utils.store import DuckDBParquetStore
+
+__all__ = [
+    'BadFilter',
+    'BadRecord',
+    'ColumnarStore',
+    'CommitConflict',
+    'DamagedData',
+    'DuckDBParquetConfig',
+    'DuckDBParquetStore',
+    'Filters',
+    'SchemaConflict',
+    'StoreError',
+    'TableNotFound',
+]

@@ -1,0 +1,167 @@
+"""Reading: the files of a snapshot that may match, as one Arrow dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from amplify_db_utils import filters
+from amplify_db_utils.errors import DamagedData
+from amplify_db_utils.filters import Condition
+from amplify_db_utils.log import Snapshot
+from amplify_db_utils.storage import Storage
+
+_BATCH = 1 << 16  # rows
+
+
+class Scan:
+    """The rows of a snapshot that meet the conditions, with the columns asked for in that order."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        directory: str,
+        snapshot: Snapshot,
+        conditions: Sequence[Condition],
+        columns: Sequence[str],
+    ) -> None:
+        self.snapshot = snapshot
+        self.columns = list(columns)
+        self.declared = pa.schema([snapshot.schema.field(name) for name in columns])
+        self._storage = storage
+        self._directory = directory
+        on_keys = [one for one in conditions if one.column in snapshot.partition_by]
+        self._conditions = [one for one in conditions if one.column not in snapshot.partition_by]
+        self.files = _prune(snapshot, on_keys, self._conditions)
+
+    @property
+    def by_partition(self) -> bool:
+        """Whether the log alone decides which rows match."""
+        return not self._conditions
+
+    def table(self) -> pa.Table:
+        """All of it, with the declared types. Raises DamagedData."""
+        with _damage():
+            table = self._dataset.to_table(columns=self._projection, filter=self._filter, **_READING)
+        self._check_rows(table.num_rows)
+        return self._declare(table)
+
+    def stored_table(self) -> pa.Table:
+        """All of it, with the stored types. Raises DamagedData."""
+        with _damage():
+            table = self._dataset.to_table(columns=self._projection, filter=self._filter, **_READING)
+            self._check_rows(table.num_rows)
+            return table.cast(self.stored)
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The same in batches, read a little ahead. Raises DamagedData."""
+        rows = 0
+        for batch in self.stored_batches():
+            rows += batch.num_rows
+            yield from self._declare(pa.Table.from_batches([batch])).to_batches()
+        self._check_rows(rows)
+
+    def stored_batches(self) -> Iterator[pa.RecordBatch]:
+        """The batches with the stored types. Raises DamagedData."""
+        scanner = self._dataset.scanner(
+            columns=self._projection,
+            filter=self._filter,
+            batch_size=_BATCH,
+            batch_readahead=4,
+            fragment_readahead=2,
+            **_READING,
+        )
+        with _damage():
+            yield from scanner.to_batches()
+
+    @property
+    def stored(self) -> pa.Schema:
+        """The schema of `stored_batches`."""
+        return pa.schema([self.snapshot.stored.field(name) for name in self.columns])
+
+    def count(self) -> int:
+        """How many rows; from the log where it knows. Raises DamagedData."""
+        if self.by_partition and not self.files.column('rows').null_count:
+            return pc.sum(self.files.column('rows')).as_py() or 0
+        with _damage():
+            rows: int = self._dataset.count_rows(filter=self._filter, **_READING)
+        return rows
+
+    @property
+    def _projection(self) -> list[str]:
+        return self.columns
+
+    @property
+    def _filter(self) -> pc.Expression | None:
+        return filters.expression(self._conditions)
+
+    def _declare(self, table: pa.Table) -> pa.Table:
+        return table if table.schema.equals(self.declared) else table.cast(self.declared)
+
+    def _check_rows(self, rows: int) -> None:
+        expected = self.files.column('rows')
+        if self.by_partition and not expected.null_count and rows != (pc.sum(expected).as_py() or 0):
+            raise DamagedData(f'{rows} rows were read where the log has {pc.sum(expected)}: a data file was changed')
+
+    @cached_property
+    def _dataset(self) -> pads.FileSystemDataset:
+        # Required columns are nullable here: what a file lacks is null, and the cast at the end says no to it.
+        schema = pa.schema([field.with_nullable(True) for field in self.snapshot.stored])
+        paths = self.files.column('path').to_pylist()
+        sizes = self.files.column('size').to_pylist()
+        fragments = [
+            _FORMAT.make_fragment(
+                self._storage.path(self._directory, path),
+                self._storage.filesystem,
+                partition_expression=where,
+                file_size=size,
+            )
+            for path, size, where in zip(paths, sizes, self._partition_expressions(), strict=True)
+        ]
+        return pads.FileSystemDataset(fragments, schema, _FORMAT, self._storage.filesystem)
+
+    def _partition_expressions(self) -> Iterator[pc.Expression | None]:
+        keys = self.snapshot.partition_by
+        made: dict[tuple[object, ...], pc.Expression | None] = {(): None}
+        for row in (
+            zip(*(self.files.column(f'p{at}') for at in range(len(keys))), strict=True)
+            if keys
+            else [()] * len(self.files)
+        ):
+            if row not in made:
+                whole = None
+                for key, value in zip(keys, row, strict=True):
+                    part = pc.field(key) == pc.scalar(value) if value.is_valid else pc.field(key).is_null()
+                    whole = part if whole is None else whole & part
+                made[row] = whole
+            yield made[row]
+
+
+def _prune(snapshot: Snapshot, on_keys: Sequence[Condition], others: Sequence[Condition]) -> pa.Table:
+    files = snapshot.files
+    places = {key: f'p{at}' for at, key in enumerate(snapshot.partition_by)}
+    wanted = filters.expression(on_keys, places)
+    if wanted is not None:
+        files = files.filter(wanted)
+    if others and {'min', 'max'} <= set(files.column_names):
+        possible = filters.may_match(others, files.schema.field('min').type)
+        if possible is not None:
+            files = files.filter(possible)
+    return files
+
+
+@contextmanager
+def _damage() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedData(f'a data file is gone or damaged: {error}') from error
+
+
+_FORMAT = pads.ParquetFileFormat()
+_READING = {'fragment_scan_options': pads.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=True)}
