@@ -15,6 +15,7 @@ from amp.devserver import incremental
 from amp.devserver.chain import Chain
 from amp.devserver.evm import Functions
 from amp.devserver.evm.eth_call import Node
+from amp.devserver.names import check_aliases, check_references, dataset_name
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
 from amp.errors import QueryError
 
@@ -27,7 +28,6 @@ RowsOf = Callable[[TableName], Sequence[pa.RecordBatch]]
 
 _CATALOG = 'amp'
 _STORE = '_rows'
-_REFERENCE = re.compile(r'(?:[a-z0-9_]+/)?(?P<name>[a-z_][a-z0-9_]*)(?:@[^@]+)?')
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
@@ -55,14 +55,16 @@ class Engine:
 
     def __init__(self, datasets: Mapping[str, Chain], nodes: Mapping[str, Node] | None = None) -> None:
         self.datasets = dict(datasets)
-        self._functions = Functions(nodes or {}, _dataset_name)
+        self._functions = Functions(nodes or {}, dataset_name)
 
     def prepare(self, statement: Statement) -> Query:
         """Plan the statement against empty tables. Raises QueryError with the server's code and text."""
+        check_references(statement.text)
         asked: set[TableName] = set()
         every = [(dataset, table) for dataset, chain in self.datasets.items() for table in chain.schemas]
         frame = self._frame(statement, every, asked=asked)
         plan = frame.logical_plan()
+        check_aliases(statement.text, plan)
         _check_references(plan)
         schema = self._functions.bind(statement.text).visible_schema(frame.schema())
         incremental.check_names(plan, schema.names)
@@ -135,7 +137,7 @@ class Engine:
     def _unknown_table(self, match: re.Match[str]) -> str:
         _, _, reference = match['reference'].partition('.')
         dataset, _, table = reference.rpartition('.')
-        if _dataset_name(dataset) in self.datasets:
+        if dataset_name(dataset) in self.datasets:
             return f'Table {table} not found in dataset {dataset}'
         return f'Dataset not found: {dataset}'
 
@@ -145,12 +147,6 @@ def _check_references(plan: LogicalPlan) -> None:
         if catalog is not None:
             text = f'Catalog-qualified table references are not supported: {catalog}.{schema}.{table}'
             raise invalid_argument(caused_by('Failed to resolve table references from SQL', text))
-
-
-def _dataset_name(reference: str) -> str | None:
-    """The dataset of `[namespace/]name[@revision]`: the local Amp has one revision of each, under any namespace."""
-    match = _REFERENCE.fullmatch(reference)
-    return match['name'] if match else None
 
 
 def _execution_error(text: str) -> QueryError:
@@ -169,7 +165,7 @@ class _Datasets(CatalogProvider):
         return {dataset for dataset, _ in self._tables}
 
     def schema(self, name: str) -> SchemaProvider | None:  # type: ignore[override]  # what it calls for
-        dataset = _dataset_name(name)
+        dataset = dataset_name(name)
         if dataset is None or dataset not in self.schema_names():
             return None
         return _Tables(dataset, self._tables, self._asked)

@@ -1,0 +1,91 @@
+"""How a query may name things: datasets as `[namespace/]name[@revision]`, tables, and no alias that begins with `_`."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from amp.devserver.sql import Token, caused_by, invalid_argument, tokens_of
+
+if TYPE_CHECKING:
+    from datafusion.plan import LogicalPlan
+
+__all__ = ['check_aliases', 'check_references', 'dataset_name']
+
+_REVISION = r'(?:\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?|[0-9a-f]{64}|latest|dev)'
+_DATASET = re.compile(rf'(?:[a-z0-9_]+/)?(?P<name>[a-z_][a-z0-9_]*)(?:@{_REVISION})?')
+_TABLE = re.compile(r'[A-Za-z_][A-Za-z0-9_$]{0,62}')
+_UNRESOLVED = 'Failed to resolve table references from SQL'
+# Their arguments may have a FROM of another meaning.
+_WITH_FROM = {'extract', 'overlay', 'position', 'substr', 'substring', 'trim'}
+_UNNEST = '__unnest_placeholder'
+
+
+def dataset_name(reference: str) -> str | None:
+    """The name in a dataset reference; None when it is no reference. Any namespace will do, and any revision."""
+    match = _DATASET.fullmatch(reference)
+    return match['name'] if match else None
+
+
+def check_references(sql: str) -> None:
+    """Refuse table references that name no dataset by their form. Raises QueryError (INVALID_ARGUMENT).
+
+    What follows FROM and JOIN is looked at, in sub-queries too; whether the table exists is the planner's business.
+    """
+    tokens = tokens_of(sql)
+    callers: list[str] = ['']
+    for at, token in enumerate(tokens):
+        if token.text == '(':
+            callers.append(tokens[at - 1].word if at else '')
+        elif token.text == ')' and len(callers) > 1:
+            callers.pop()
+        if token.kind != 'word' or token.word not in {'from', 'join'} or callers[-1] in _WITH_FROM:
+            continue
+        if at and (tokens[at - 1].word == 'distinct' or tokens[at - 1].text == '.'):
+            # IS DISTINCT FROM, and a column of that name.
+            continue
+        parts = _dotted(tokens, at + 1)
+        if len(parts) == 3:
+            text = f'Catalog-qualified table references are not supported: {".".join(parts)}'
+            raise invalid_argument(caused_by(_UNRESOLVED, text))
+        if len(parts) == 2:
+            dataset, table = parts
+            if dataset_name(dataset) is None:
+                raise invalid_argument(caused_by(_UNRESOLVED, f'Invalid dataset reference: {dataset!r}'))
+            if not _TABLE.fullmatch(table):
+                raise invalid_argument(caused_by(_UNRESOLVED, f'Invalid table name: {table!r}'))
+
+
+def _dotted(tokens: list[Token], at: int) -> list[str]:
+    """The identifiers that stand there with dots between them; none for a function or a sub-query."""
+    parts: list[str] = []
+    while at < len(tokens):
+        identifier = tokens[at].identifier
+        if identifier is None:
+            return []
+        parts.append(identifier)
+        following = tokens[at + 1].text if at + 1 < len(tokens) else ''
+        if following != '.':
+            return [] if following == '(' else parts
+        at += 2
+    return parts
+
+
+def check_aliases(sql: str, plan: LogicalPlan) -> None:
+    """Refuse column aliases that begin with an underscore, at any depth. Raises QueryError (INVALID_ARGUMENT)."""
+    written = {token.identifier for token in tokens_of(sql)}
+    # The display has the plans of sub-queries in expressions, which cannot be reached from Python.
+    shown = tokens_of(plan.display_indent())
+    for before, token in pairwise(shown):
+        alias = token.identifier
+        if before.text != 'AS' or alias is None or not alias.startswith('_') or alias.startswith(_UNNEST):
+            continue
+        if alias in written:
+            raise invalid_argument(
+                caused_by(
+                    'failed to infer SQL output schema',
+                    f"expression contains a column alias starting with '_': '{alias}'. "
+                    'Underscore-prefixed names are reserved. Please rename your column',
+                )
+            )
