@@ -11,7 +11,7 @@ __all__ = ['parse_types']
 _TOKEN = re.compile(
     r'\s*(?:"(?P<name>(?:[^"\\]|\\.)*)"|\'(?P<item>[^\']*)\'|(?P<word>non-null|[A-Za-z]\w*)|(?P<number>-?\d+)|(?P<mark>[(),:]))'
 )
-_PLAIN = {
+_PLAIN: dict[str, pa.DataType] = {
     'Null': pa.null(),
     'Boolean': pa.bool_(),
     'Int8': pa.int8(),

@@ -19,6 +19,7 @@ from amp.devserver.evm.arrow_text import parse_types
 from amp.devserver.evm.calls import Call, find_calls
 from amp.devserver.evm.eth_call import Node, build_eth_call
 from amp.devserver.evm.functions import BUILDERS, BY_TYPES, FunctionError, Implementation, Types
+from amp.devserver.evm.words import Column
 
 __all__ = ['BoundStatement', 'Functions']
 
@@ -96,7 +97,7 @@ class BoundStatement:
         """The schema with the functions' own names in its columns' names."""
         if not self._calls:
             return schema
-        return pa.schema([field.with_name(self.visible(field.name)) for field in schema], schema.metadata)
+        return pa.schema([field.with_name(self.visible(field.name)) for field in schema])
 
     def _names(self) -> list[str]:
         """A name for each call: one for all that are written alike, so that GROUP BY finds what SELECT says."""
@@ -154,7 +155,7 @@ class BoundStatement:
         return True
 
 
-def _asked(*_: pa.Array) -> pa.Array:
+def _asked(*_: Column) -> Column:
     raise FunctionError('the types of the arguments are not known')
 
 

@@ -7,21 +7,22 @@ null as a whole, and never disturbs another. What is after the last value is not
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from amp.devserver.evm.signatures import WORD, Array, Bytes, Scalar, SolType, Tuple
-from amp.devserver.evm.words import Mask, Places, fits, gather, to_arrow, unsigned, valid_rows
+from amp.devserver.evm.words import Column, Mask, Places, buffer_of, fits, gather, to_arrow, unsigned, valid_rows
 
-__all__ = ['Calldata', 'decode_sequence', 'decode_topic', 'with_nulls']
+__all__ = ['Calldata', 'decode_sequence', 'decode_topic']
 
 
 class Calldata:
     """The bytes of a binary column: one buffer, and where each row's value starts and ends in it."""
 
-    def __init__(self, column: pa.Array) -> None:
+    def __init__(self, column: Column) -> None:
         _, offsets, values = column.buffers()
         edges = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
         self.starts = edges[:-1].astype(np.int64)
@@ -42,10 +43,10 @@ class Calldata:
         return np.asarray(found & (heads == np.frombuffer(prefix, dtype=np.uint8)).all(axis=1))
 
 
-def decode_sequence(types: Sequence[SolType], calldata: Calldata, skip: int = 0) -> tuple[list[pa.Array], Mask]:
+def decode_sequence(types: Sequence[SolType], calldata: Calldata, skip: int = 0) -> tuple[list[Column], Mask]:
     """The values that follow the first `skip` bytes, an array a type, and the rows that could be decoded.
 
-    The other rows of the arrays hold anything: put nulls there, with `with_nulls`.
+    The other rows of the arrays hold anything: put nulls there.
     """
     decoder = _Decoder(calldata)
     rows = np.arange(len(calldata.starts), dtype=np.int64)
@@ -53,14 +54,7 @@ def decode_sequence(types: Sequence[SolType], calldata: Calldata, skip: int = 0)
     return arrays, decoder.ok
 
 
-def with_nulls(array: pa.Array, ok: Mask) -> pa.Array:
-    """The array with null in the rows that are not `ok`."""
-    if ok.all():
-        return array
-    return array.take(pa.array(np.arange(len(array)), mask=~ok))
-
-
-def decode_topic(type_: Scalar, topic: pa.Array) -> pa.Array:
+def decode_topic(type_: Scalar, topic: Column) -> Column:
     """A column of topics as values of the type; null where the topic is null or holds no such value."""
     valid = valid_rows(topic)
     data = topic.buffers()[1]
@@ -91,7 +85,7 @@ class _Decoder:
         self._require(good, owner)
         return numbers * self.ok[owner]
 
-    def sequence(self, types: Sequence[SolType], base: Places, owner: Places) -> list[pa.Array]:
+    def sequence(self, types: Sequence[SolType], base: Places, owner: Places) -> list[Column]:
         """Values that stand one after another from `base` on, which is also what their offsets count from."""
         arrays, at = [], base
         for type_ in types:
@@ -99,7 +93,7 @@ class _Decoder:
             at = at + type_.head_size
         return arrays
 
-    def _value(self, type_: SolType, at: Places, base: Places, owner: Places) -> pa.Array:
+    def _value(self, type_: SolType, at: Places, base: Places, owner: Places) -> Column:
         if isinstance(type_, Scalar):
             words = self._words(at, owner)
             good = fits(type_, words)
@@ -112,10 +106,10 @@ class _Decoder:
             return self._bytes(type_, start, owner)
         if isinstance(type_, Tuple):
             arrays = self.sequence(type_.items, start, owner)
-            return pa.StructArray.from_arrays(arrays, fields=list(type_.arrow))
+            return pa.StructArray.from_arrays(arrays, fields=type_.fields)
         return self._array(type_, start, owner)
 
-    def _bytes(self, type_: Bytes, start: Places, owner: Places) -> pa.Array:
+    def _bytes(self, type_: Bytes, start: Places, owner: Places) -> Column:
         lengths = self._number(start, owner)
         good = start + WORD + lengths <= self._ends[owner]
         self._require(good, owner)
@@ -123,11 +117,11 @@ class _Decoder:
         offsets = np.zeros(len(start) + 1, dtype=np.int32)
         np.cumsum(lengths, out=offsets[1:])
         places = np.repeat(start + WORD - offsets[:-1], lengths) + np.arange(offsets[-1])
-        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self._data[places])]
+        buffers = [None, buffer_of(offsets), buffer_of(self._data[places])]
         found = pa.Array.from_buffers(pa.binary(), len(start), buffers)
         return _text(found) if type_.text else found
 
-    def _array(self, type_: Array, start: Places, owner: Places) -> pa.Array:
+    def _array(self, type_: Array, start: Places, owner: Places) -> Column:
         """The items of all rows as one array, cut into lists."""
         item = type_.item
         if type_.length is None:
@@ -140,9 +134,10 @@ class _Decoder:
         order = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts)
         base = np.repeat(start, counts)
         items = self._value(item, base + order * item.head_size, base, np.repeat(owner, counts))
+        arrow: Any = type_.arrow
         if type_.length is not None:
-            return pa.FixedSizeListArray.from_arrays(items, type=type_.arrow)
-        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, type=type_.arrow)
+            return pa.FixedSizeListArray.from_arrays(items, type=arrow)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), items, type=arrow)
 
     def _affordable(self, counts: Places, start: Places, item: SolType, owner: Places) -> Places:
         """The counts, or 0 where the row is too short for them.
@@ -158,7 +153,7 @@ class _Decoder:
         return counts * self.ok[owner]
 
 
-def _text(found: pa.Array) -> pa.Array:
+def _text(found: Column) -> Column:
     """Bytes as text; what is not UTF-8 becomes replacement characters."""
     text = pa.Array.from_buffers(pa.string(), len(found), found.buffers())
     try:

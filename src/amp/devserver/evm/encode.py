@@ -10,7 +10,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from amp.devserver.evm.signatures import WORD, Array, Bytes, Scalar, SolType, Tuple
-from amp.devserver.evm.words import Mask, Places, Words, decimal_text, fits, scatter, valid_rows
+from amp.devserver.evm.words import (
+    Column,
+    Mask,
+    Places,
+    Words,
+    buffer_of,
+    decimal_text,
+    fits,
+    scatter,
+    valid_rows,
+    with_nulls,
+)
 
 __all__ = ['EncodingError', 'encode_sequence']
 
@@ -25,6 +36,10 @@ class _Words:
 
     head_size = WORD
     dynamic = False
+
+    @property
+    def sizes(self) -> Places:
+        return np.zeros(len(self.words), dtype=np.int64)
 
     def write(self, out: npt.NDArray[np.uint8], at: Places) -> None:
         scatter(out, at, self.words)
@@ -147,7 +162,7 @@ def _write_numbers(out: npt.NDArray[np.uint8], at: Places, numbers: Places) -> N
     scatter(out, at, words)
 
 
-def encode_sequence(types: Sequence[SolType], columns: Sequence[pa.Array], rows: int, prefix: bytes = b'') -> pa.Array:
+def encode_sequence(types: Sequence[SolType], columns: Sequence[Column], rows: int, prefix: bytes = b'') -> Column:
     """The ABI encoding of a tuple of values a row, after a prefix. Null for rows with a null in a value, at any depth.
 
     Raises EncodingError for a type that the column's does not go with, and for a value that is too large.
@@ -165,9 +180,8 @@ def encode_sequence(types: Sequence[SolType], columns: Sequence[pa.Array], rows:
     for at, byte in enumerate(prefix):
         out[offsets[:-1] + at] = byte
     whole.write(out, offsets[:-1] + len(prefix))
-    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(out)]
-    found = pa.Array.from_buffers(pa.binary(), rows, buffers)
-    return found if reader.ok.all() else found.take(pa.array(owner, mask=~reader.ok))
+    buffers = [None, buffer_of(offsets.astype(np.int32)), buffer_of(out)]
+    return with_nulls(pa.Array.from_buffers(pa.binary(), rows, buffers), reader.ok)
 
 
 class _Reader:
@@ -176,7 +190,7 @@ class _Reader:
     def __init__(self, rows: int) -> None:
         self.ok = np.ones(rows, dtype=np.bool_)
 
-    def column(self, type_: SolType, array: pa.Array, owner: Places) -> _Column:
+    def column(self, type_: SolType, array: Column, owner: Places) -> _Column:
         """The values of the type that the array holds for these rows."""
         valid = valid_rows(array)
         self.ok[owner[~valid]] = False
@@ -188,7 +202,7 @@ class _Reader:
             return self._tuple(type_, array, owner)
         return self._items(type_, array, owner)
 
-    def _tuple(self, type_: Tuple, array: pa.Array, owner: Places) -> _Column:
+    def _tuple(self, type_: Tuple, array: Column, owner: Places) -> _Column:
         if not pa.types.is_struct(array.type):
             raise _mismatch(array.type, type_)
         if array.type.num_fields != len(type_.items):
@@ -196,7 +210,7 @@ class _Reader:
         parts = [self.column(item, array.field(at), owner) for at, item in enumerate(type_.items)]
         return _Sequence(tuple(parts), len(array))
 
-    def _items(self, type_: Array, array: pa.Array, owner: Places) -> _Column:
+    def _items(self, type_: Array, array: Column, owner: Places) -> _Column:
         if type_.length is None:
             if not pa.types.is_list(array.type):
                 raise _mismatch(array.type, type_)
@@ -215,7 +229,7 @@ class _Reader:
         return _Items(items, counts, type_.length is None)
 
 
-def _bytes(type_: Bytes, array: pa.Array, valid: Mask) -> _Column:
+def _bytes(type_: Bytes, array: Column, valid: Mask) -> _Column:
     if not (pa.types.is_string(array.type) if type_.text else pa.types.is_binary(array.type)):
         raise _mismatch(array.type, type_)
     _, offsets, data = array.buffers()
@@ -224,7 +238,7 @@ def _bytes(type_: Bytes, array: pa.Array, valid: Mask) -> _Column:
     return _Bytes(values, edges[:-1], np.where(valid, np.diff(edges), 0))
 
 
-def _scalar_words(type_: Scalar, array: pa.Array, valid: Mask) -> Words:
+def _scalar_words(type_: Scalar, array: Column, valid: Mask) -> Words:
     arrow = array.type
     words = np.zeros((len(array), WORD), dtype=np.uint8)
     if pa.types.is_boolean(arrow) and type_.kind == 'bool':
@@ -244,7 +258,7 @@ def _scalar_words(type_: Scalar, array: pa.Array, valid: Mask) -> Words:
     return words
 
 
-def _number_words(type_: Scalar, array: pa.Array) -> Words:
+def _number_words(type_: Scalar, array: Column) -> Words:
     arrow = array.type
     wanted = 'int' if _is_signed(type_, arrow) else 'uint'
     if type_.kind != wanted:
@@ -278,7 +292,7 @@ def _check_range(type_: Scalar, words: Words, *, signed: bool) -> None:
     raise EncodingError(f'cannot convert {kind} to solidity {type_}: {digits.tobytes().decode()} not in {bounds}')
 
 
-def _bytes_of(array: pa.Array, width: int) -> Words:
+def _bytes_of(array: Column, width: int) -> Words:
     data = array.buffers()[1]
     if not len(array) or data is None:
         return np.zeros((len(array), width), dtype=np.uint8)

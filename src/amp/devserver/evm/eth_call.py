@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from amp.devserver.evm.functions import BY_TYPES, FunctionError, Implementation, Types
+from amp.devserver.evm.words import Column
 from amp.errors import SourceError
 
 __all__ = ['Node', 'build_eth_call']
@@ -51,13 +52,13 @@ def build_eth_call(node: Node, types: Types) -> Implementation:
             f"'block' is not a valid block number or tag: {'Null' if pa.types.is_null(block) else block}"
         )
 
-    def run(*columns: pa.Array) -> pa.Array:
+    def run(*columns: Column) -> Column:
         return _call_each(node, *columns)
 
     return Implementation(tuple(types), pa.field('result', BY_TYPES['eth_call']), run, 'volatile')
 
 
-def _call_each(node: Node, sender: pa.Array, to: pa.Array, data: pa.Array, block: pa.Array) -> pa.Array:
+def _call_each(node: Node, sender: Column, to: Column, data: Column, block: Column) -> Column:
     """One request for each distinct call; contracts are asked the same thing in row after row."""
     if to.null_count:
         raise FunctionError('to address is NULL')
@@ -72,11 +73,12 @@ def _call_each(node: Node, sender: pa.Array, to: pa.Array, data: pa.Array, block
         # One Python object a request: the network is what this takes its time for.
         calls = groups.select(['from', 'to', 'data', 'block']).to_pylist()
         answers = list(pool.map(lambda call: _ask(node, **call), [_renamed(call) for call in calls]))
-    lists = groups['row_list'].combine_chunks()
-    places = pc.list_parent_indices(lists).take(pc.sort_indices(lists.flatten()))
+    lists: Column = groups['row_list'].combine_chunks()
+    parents: Column = pc.list_parent_indices(lists)
+    places = parents.take(pc.sort_indices(lists.flatten()))
     found = pa.StructArray.from_arrays(
         [pa.array([a.data for a in answers], pa.binary()), pa.array([a.message for a in answers], pa.string())],
-        fields=list(BY_TYPES['eth_call']),
+        names=['data', 'message'],
     )
     return found.take(places)
 

@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from amp.devserver.evm.calls import Call
-from amp.devserver.evm.decode import Calldata, decode_sequence, decode_topic, with_nulls
+from amp.devserver.evm.decode import Calldata, decode_sequence, decode_topic
 from amp.devserver.evm.encode import EncodingError, encode_sequence
 from amp.devserver.evm.signatures import SignatureError, parse_event, parse_function, parse_type
 from amp.devserver.evm.units import UnitsError, shift_units
-from amp.devserver.evm.words import bitmap, valid_rows
+from amp.devserver.evm.words import Column, bitmap, buffer_of, valid_rows, with_nulls
 
 __all__ = ['BUILDERS', 'BY_TYPES', 'FunctionError', 'Implementation', 'Types']
 
@@ -39,11 +40,11 @@ class Implementation:
 
     arguments: tuple[pa.DataType, ...]
     result: pa.Field[pa.DataType]
-    run: Callable[..., pa.Array]
+    run: Callable[..., Column]
     volatility: str = 'immutable'
 
 
-def _never(*_: pa.Array) -> pa.Array:
+def _never(*_: Column) -> Column:
     raise FunctionError('called with arguments that it does not take')
 
 
@@ -77,7 +78,7 @@ def _decode_log(call: Call, _: Types) -> Implementation:
     if not fields:
         return Implementation(taken, _nullable(pa.null()), lambda *columns: pa.nulls(len(columns[0])))
 
-    def run(*columns: pa.Array) -> pa.Array:
+    def run(*columns: Column) -> Column:
         arrays = [decode_topic(type_, column) for (_, type_), column in zip(topics, columns, strict=False)]
         values, ok = decode_sequence([type_ for _, type_ in body], Calldata(columns[3]))
         return pa.StructArray.from_arrays(arrays + [with_nulls(value, ok) for value in values], fields=fields)
@@ -86,7 +87,7 @@ def _decode_log(call: Call, _: Types) -> Implementation:
 
 
 def _topic(call: Call, _: Types) -> Implementation:
-    def run(column: pa.Array) -> pa.Array:
+    def run(column: Column) -> Column:
         # Like the server this looks at the signature when it runs, not when the query is planned.
         text = call.literal(0)
         if text is None:
@@ -98,7 +99,7 @@ def _topic(call: Call, _: Types) -> Implementation:
             raise (
                 FunctionError(str(error)) if anonymous else _in_context(call, 'parse event signature: ', error)
             ) from error
-        return pa.repeat(pa.scalar(topic, _HASH), len(column))
+        return _constant(topic, len(column))
 
     return Implementation(_TEXT, _nullable(_HASH), run)
 
@@ -113,7 +114,7 @@ def _decode_params(call: Call, _: Types) -> Implementation:
         raise _in_context(call, 'parse function signature: ', error) from error
     fields = [pa.field(name, type_.arrow) for name, type_ in function.inputs]
 
-    def run(column: pa.Array, _: pa.Array) -> pa.Array:
+    def run(column: Column, _: Column) -> Column:
         calldata = Calldata(column)
         calldata.valid &= calldata.begins_with(function.selector)
         arrays, ok = decode_sequence([type_ for _, type_ in function.inputs], calldata, skip=4)
@@ -133,7 +134,7 @@ def _decode_type(call: Call, _: Types) -> Implementation:
     except SignatureError as error:
         raise FunctionError(f'failed to parse Solidity type: {error}') from error
 
-    def run(column: pa.Array, _: pa.Array) -> pa.Array:
+    def run(column: Column, _: Column) -> Column:
         (values,), ok = decode_sequence([type_], Calldata(column))
         return with_nulls(values, ok)
 
@@ -144,7 +145,7 @@ def _encode_params(call: Call, types: Types) -> Implementation:
     if not call.arguments:
         raise FunctionError("'evm_encode_params' does not support zero arguments")
 
-    def run(*columns: pa.Array) -> pa.Array:
+    def run(*columns: Column) -> Column:
         try:
             function = parse_function(_signature(call, -1, 'scalar argument for the Solidity function signature'))
         except SignatureError as error:
@@ -162,7 +163,7 @@ def _encode_type(call: Call, types: Types) -> Implementation:
     if len(types) != 2:
         raise FunctionError(f'evm_encode_type: expected at 2 arguments, but got {len(types)}')
 
-    def run(column: pa.Array, signature: pa.Array) -> pa.Array:
+    def run(column: Column, signature: Column) -> Column:
         try:
             type_ = parse_type(_signature(call, 1, 'scalar argument for the Solidity type'))
         except SignatureError as error:
@@ -172,7 +173,7 @@ def _encode_type(call: Call, types: Types) -> Implementation:
     return Implementation(tuple(types), _nullable(pa.binary()), run)
 
 
-def _encoded(types: Sequence[object], columns: Sequence[pa.Array], rows: int, prefix: bytes) -> pa.Array:
+def _encoded(types: Sequence[object], columns: Sequence[Column], rows: int, prefix: bytes) -> Column:
     try:
         return encode_sequence(types, columns, rows, prefix)  # type: ignore[arg-type]
     except EncodingError as error:
@@ -190,11 +191,16 @@ def _encode_hex(call: Call, _: Types) -> Implementation:
     value = _bytes_of_hex(text)
     type_ = pa.binary(len(value))
     return Implementation(
-        _TEXT, pa.field('result', type_, nullable=False), lambda column: pa.repeat(pa.scalar(value, type_), len(column))
+        _TEXT, pa.field('result', type_, nullable=False), lambda column: _constant(value, len(column))
     )
 
 
-def _no_scalar(_: pa.Array) -> pa.Array:
+def _constant(value: bytes, rows: int) -> Column:
+    scalar: Any = pa.scalar(value, pa.binary(len(value)))
+    return pa.repeat(scalar, rows)
+
+
+def _no_scalar(_: Column) -> Column:
     raise FunctionError('evm_encode_hex: expected scalar argument but got Utf8')
 
 
@@ -221,14 +227,14 @@ def _decode_hex(call: Call, types: Types) -> Implementation:
         )
     width = types[0].byte_width
 
-    def run(column: pa.Array) -> pa.Array:
+    def run(column: Column) -> Column:
         data = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * width :][: len(column) * width]
         text = np.empty((len(column), 2 + 2 * width), dtype=np.uint8)
         text[:, :2] = np.frombuffer(b'0x', dtype=np.uint8)
         values = data.reshape(-1, width)
         text[:, 2::2], text[:, 3::2] = _HEX_DIGITS[values >> 4], _HEX_DIGITS[values & 15]
         offsets = np.arange(len(column) + 1, dtype=np.int32) * text.shape[1]
-        buffers = [bitmap(valid_rows(column)), pa.py_buffer(offsets), pa.py_buffer(text)]
+        buffers = [bitmap(valid_rows(column)), buffer_of(offsets), buffer_of(text)]
         return pa.Array.from_buffers(pa.string(), len(column), buffers)
 
     return Implementation(tuple(types), _nullable(pa.string()), run)
@@ -244,7 +250,7 @@ def _shift_units(_: Call, types: Types) -> Implementation:
     if not pa.types.is_integer(units) and not pa.types.is_string(units):
         raise FunctionError(f'shift_units: expected numeric type for second argument, got {_name(units)}')
 
-    def run(values: pa.Array, places: pa.Array) -> pa.Array:
+    def run(values: Column, places: Column) -> Column:
         try:
             return shift_units(values, places)
         except UnitsError as error:
@@ -271,8 +277,10 @@ BUILDERS: dict[str, Callable[[Call, Types], Implementation]] = {
 }
 """How to make the implementation of a call. Raises FunctionError for a call that the server refuses to plan."""
 
-BY_TYPES = {
-    'eth_call': pa.struct([pa.field('data', pa.binary()), pa.field('message', pa.string())]),
+_CALLED = pa.struct([pa.field('data', pa.binary()), pa.field('message', pa.string())])
+
+BY_TYPES: dict[str, pa.DataType] = {
+    'eth_call': _CALLED,
     'evm_decode_hex': pa.string(),
     'evm_encode_params': pa.binary(),
     'evm_encode_type': pa.binary(),

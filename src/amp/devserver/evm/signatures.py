@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import pyarrow as pa
 from eth_hash.auto import keccak
@@ -166,7 +167,12 @@ class Tuple:
     @cached_property
     def arrow(self) -> pa.DataType:
         """The type of its column."""
-        return pa.struct([pa.field(f'c{at}', item.arrow) for at, item in enumerate(self.items)])
+        return pa.struct(self.fields)
+
+    @cached_property
+    def fields(self) -> list[pa.Field[Any]]:
+        """The fields of its struct."""
+        return [pa.field(f'c{at}', item.arrow) for at, item in enumerate(self.items)]
 
 
 SolType = Scalar | Bytes | Array | Tuple

@@ -7,6 +7,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from amp.devserver.evm.words import Column
+
 __all__ = ['UnitsError', 'shift_units']
 
 MAX_UNITS = 32
@@ -20,7 +22,7 @@ class UnitsError(ValueError):
     """A value that is no number, or units out of range."""
 
 
-def shift_units(values: pa.Array, units: pa.Array) -> pa.Array:
+def shift_units(values: Column, units: Column) -> Column:
     """`values * 10**units` as plain decimal text without trailing zeros; null where either is null. Raises UnitsError.
 
     Values are numbers or text, units integers or text.
@@ -29,12 +31,12 @@ def shift_units(values: pa.Array, units: pa.Array) -> pa.Array:
     found = pc.extract_regex(texts, pattern=_NUMBER)
     whole, part = found.field('whole'), found.field('part').fill_null('')
     digits = pc.add(pc.utf8_length(whole), pc.utf8_length(part))
-    wrong = pc.and_not_kleene(texts.is_valid(), pc.fill_null(pc.greater(digits, 0), False))
+    wrong = pc.and_not_kleene(texts.is_valid(), pc.fill_null(pc.greater(digits, pa.scalar(0)), False))
     if pc.any(wrong).as_py():
         example = texts.filter(wrong)[0].as_py()
         raise UnitsError(f'failed to parse value: {example[:80]!r} is not a number')
     places = _places(units)
-    exponents = _integers(pc.if_else(pc.equal(found.field('exponent'), ''), '0', found.field('exponent')))
+    exponents = _integers(pc.if_else(_is(found.field('exponent'), ''), '0', found.field('exponent')))
     if bool((np.abs(exponents) > _MAX_EXPONENT).any()):
         raise UnitsError(f'failed to parse value: an exponent is beyond {_MAX_EXPONENT}')
     valid = pc.and_(texts.is_valid(), units.is_valid())
@@ -48,11 +50,15 @@ def shift_units(values: pa.Array, units: pa.Array) -> pa.Array:
     return result
 
 
-def _integers(texts: pa.Array) -> npt.NDArray[np.int64]:
+def _is(column: Column, text: str) -> Column:
+    return pc.equal(column, pa.scalar(text))
+
+
+def _integers(texts: Column) -> npt.NDArray[np.int64]:
     return np.asarray(texts.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _places(units: pa.Array) -> npt.NDArray[np.int64]:
+def _places(units: Column) -> npt.NDArray[np.int64]:
     try:
         places = _integers(units)
     except pa.ArrowInvalid as error:
@@ -63,7 +69,7 @@ def _places(units: pa.Array) -> npt.NDArray[np.int64]:
     return places
 
 
-def _moved(sign: pa.Array, whole: pa.Array, part: pa.Array, shift: int) -> pa.Array:
+def _moved(sign: Column, whole: Column, part: Column, shift: int) -> Column:
     """The numbers with the point moved to the right, or to the left when the shift is negative."""
     if shift > 0:
         part = pc.utf8_rpad(part, width=shift, padding='0')
@@ -74,8 +80,8 @@ def _moved(sign: pa.Array, whole: pa.Array, part: pa.Array, shift: int) -> pa.Ar
         part = pc.binary_join_element_wise(pc.utf8_slice_codeunits(whole, shift), part, '')
         whole = pc.utf8_slice_codeunits(whole, 0, shift)
     whole, part = pc.utf8_ltrim(whole, '0'), pc.utf8_rtrim(part, '0')
-    zero = pc.and_(pc.equal(whole, ''), pc.equal(part, ''))
-    whole = pc.if_else(pc.equal(whole, ''), '0', whole)
-    point = pc.if_else(pc.equal(part, ''), '', '.')
-    minus = pc.if_else(pc.and_not(pc.equal(sign, '-'), zero), '-', '')
+    zero = pc.and_(_is(whole, ''), _is(part, ''))
+    whole = pc.if_else(_is(whole, ''), '0', whole)
+    point = pc.if_else(_is(part, ''), '', '.')
+    minus = pc.if_else(pc.and_not(_is(sign, '-'), zero), '-', '')
     return pc.binary_join_element_wise(minus, whole, point, part, '')

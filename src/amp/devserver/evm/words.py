@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from amp.devserver.evm.signatures import WORD, Scalar
 
-__all__ = ['Mask', 'Words', 'bitmap', 'decimal_text', 'fits', 'gather', 'scatter', 'to_arrow', 'unsigned', 'valid_rows']
+__all__ = [
+    'Column',
+    'Mask',
+    'Places',
+    'Words',
+    'bitmap',
+    'buffer_of',
+    'decimal_text',
+    'fits',
+    'gather',
+    'scatter',
+    'to_arrow',
+    'unsigned',
+    'valid_rows',
+    'with_nulls',
+]
+
+Column: TypeAlias = Any
+"""An Arrow array: its stubs know too little of buffers and children to be of help here."""
 
 Words = npt.NDArray[np.uint8]
 """One word a row: shape (rows, 32), big-endian as the EVM has them."""
 
 Mask = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.int64]
+"""Bytes of a buffer, or numbers of rows."""
 
 _BILLION = np.uint64(10**9)
 _WORD_TYPE = np.dtype((np.void, WORD))
@@ -35,18 +56,31 @@ def scatter(data: npt.NDArray[np.uint8], at: Places, words: Words) -> None:
     _window(data)[at] = np.ascontiguousarray(words).view(_WORD_TYPE).ravel()
 
 
-def valid_rows(array: pa.Array) -> Mask:
+def buffer_of(values: npt.NDArray[Any]) -> pa.Buffer:
+    """The array's memory as Arrow's; copied only if it has gaps."""
+    return pa.py_buffer(np.ascontiguousarray(values).data)
+
+
+def valid_rows(array: Column) -> Mask:
     """True where the array has a value."""
     if array.null_count == 0:
         return np.ones(len(array), dtype=np.bool_)
     return np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
 
 
+def with_nulls(array: Column, ok: Mask) -> Column:
+    """The array with null in the rows that are not `ok`."""
+    if ok.all():
+        return array
+    rows: Column = pa.array(np.arange(len(array)), mask=~ok)
+    return array.take(rows)
+
+
 def bitmap(valid: Mask | None) -> pa.Buffer | None:
     """The validity buffer of a mask; None when all rows are valid."""
     if valid is None or valid.all():
         return None
-    return pa.py_buffer(np.packbits(valid, bitorder='little'))
+    return buffer_of(np.packbits(valid, bitorder='little'))
 
 
 def unsigned(words: Words) -> tuple[Places, Mask]:
@@ -67,25 +101,25 @@ def fits(type_: Scalar, words: Words) -> Mask:
     return np.asarray((above == sign[:, None]).all(axis=1))
 
 
-def to_arrow(type_: Scalar, words: Words, valid: Mask | None = None) -> pa.Array:
+def to_arrow(type_: Scalar, words: Words, valid: Mask | None = None) -> Column:
     """The array of the type's values; only words that `fits` finds right, or that are not valid."""
     rows, arrow, nulls = len(words), type_.arrow, bitmap(valid)
     if type_.kind == 'bool':
         values = words.any(axis=1)
-        return pa.Array.from_buffers(arrow, rows, [nulls, pa.py_buffer(np.packbits(values, bitorder='little'))])
+        return pa.Array.from_buffers(arrow, rows, [nulls, buffer_of(np.packbits(values, bitorder='little'))])
     if type_.kind == 'address':
         return _fixed(arrow, nulls, words[:, WORD - type_.size :])
     if type_.kind == 'bytes':
         return _fixed(arrow, nulls, words[:, : type_.size])
     if pa.types.is_string(arrow):
         offsets, text = decimal_text(words, signed=type_.kind == 'int')
-        return pa.Array.from_buffers(arrow, rows, [nulls, pa.py_buffer(offsets), pa.py_buffer(text)])
+        return pa.Array.from_buffers(arrow, rows, [nulls, buffer_of(offsets), buffer_of(text)])
     # Arrow's numbers are little-endian, and the words of those that fit extend their sign.
     return _fixed(arrow, nulls, words[:, ::-1][:, : arrow.bit_width // 8])
 
 
-def _fixed(arrow: pa.DataType, nulls: pa.Buffer | None, values: Words) -> pa.Array:
-    return pa.Array.from_buffers(arrow, len(values), [nulls, pa.py_buffer(np.ascontiguousarray(values))])
+def _fixed(arrow: pa.DataType, nulls: pa.Buffer | None, values: Words) -> Column:
+    return pa.Array.from_buffers(arrow, len(values), [nulls, buffer_of(np.ascontiguousarray(values))])
 
 
 def decimal_text(words: Words, *, signed: bool) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
