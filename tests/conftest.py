@@ -22,6 +22,11 @@ def duckdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 
 @pytest.fixture(scope='session')
+def lmdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {'db_path': str(tmp_path_factory.mktemp('lmdb'))}
+
+
+@pytest.fixture(scope='session')
 def postgresql_test_config():
     from tests.support.postgres import postgresql_config
 

@@ -214,7 +214,28 @@ _CLICKHOUSE = TypeTable(
     },
 )
 
+_OWN_BYTES = 'as Arrow keeps it'
+_LMDB = TypeTable(
+    'LMDB',
+    {
+        **_same(
+            _OWN_BYTES,
+            (
+                *('bool', 'int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),
+                *('float16', 'float32', 'float64', 'decimal', 'decimal256', 'fixed bytes', 'date', 'time', 'time[ns]'),
+                *('timestamp', 'timestamp[ns]', 'timestamp with zone', 'timestamp[ns] with zone'),
+                *('duration', 'duration[ns]', 'null'),
+            ),
+        ),
+        'text': Rule('text', pa.string()),
+        'text as decimal': Rule(_OWN_BYTES, pa.decimal256(76, 0), note='up to 76 digits'),
+        'bytes': Rule('bytes', pa.binary()),
+        'nested': Rule('text', pa.string(), json_text, note='as JSON where a row has a key; whole batches keep it as it is'),
+    },
+)
+
 TABLES: dict[str, TypeTable] = {
+    'lmdb': _LMDB,
     'clickhouse': _CLICKHOUSE,
     'duckdb': _DUCKDB,
     'iceberg': _ICEBERG,

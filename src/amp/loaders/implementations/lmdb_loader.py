@@ -1,0 +1,404 @@
+"""LMDB: a folder with a map in memory. Rows found by key, or whole Arrow batches; undo, rows and state are one commit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lmdb
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.errors import ConfigError, DestinationError
+from amp.loaders.base import DataLoader
+from amp.loaders.lmdb_catalog import FIRST_STREAM_ID, TableRecord, database_names
+from amp.loaders.lmdb_environment import Environment
+from amp.loaders.lmdb_table import Table
+from amp.loaders.lmdb_unit import Layout, Store, StreamTarget, Write
+from amp.loaders.points import reached
+from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim, StreamInfo, StreamJob
+from amp.streaming.ledger import StreamKey, StreamState, Undo
+
+__all__ = ['LMDBConfig', 'LMDBLoader']
+
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+
+@dataclass(frozen=True)
+class LMDBConfig:
+    """`db_path` is the folder; `map_size` (bytes) where its map begins: it grows by itself.
+
+    `key_column` or `key_pattern` (`{block_num}:{log_index}`): rows are found by key, kept as `serialization` says
+    (`arrow` or `msgpack`). Without a key whole batches are kept, or single rows with `layout='rows'`. `database_name`
+    is a namespace for tables. Without `sync` a power cut may cost the newest commits or the environment.
+    """
+
+    db_path: str
+    map_size: int | None = None
+    database_name: str | None = None
+    key_column: str | None = None
+    key_pattern: str | None = None
+    serialization: str = 'arrow'
+    sync: bool = True
+    layout: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.serialization not in {'arrow', 'msgpack'}:
+            raise ConfigError(f'serialization={self.serialization!r} is not known', hint="'arrow' or 'msgpack'")
+        if self.layout not in {None, 'rows', 'batches'}:
+            raise ConfigError(f'layout={self.layout!r} is not known', hint="'rows' or 'batches'")
+        if self.key_column is not None and self.key_pattern is not None:
+            raise ConfigError('key_column and key_pattern are two ways to say one thing', hint='leave one out')
+        if self.layout == 'batches' and Layout(None, self.serialization, self.key_column, self.key_pattern).is_by_row:
+            raise ConfigError(
+                "layout='batches' keeps whole batches, which have no keys of rows and are Arrow", hint='leave it out'
+            )
+
+
+class LMDBLoader(DataLoader[LMDBConfig]):
+    """Loads into an LMDB environment: append, overwrite, upsert by key, exactly-once streams, `read` and `scan`."""
+
+    SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
+    SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
+    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    URL_PATH_KEY: ClassVar[str | None] = 'db_path'
+
+    _store: Store | None = None
+
+    def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
+        super().__init__(config, label_manager)
+        # A load belongs to the thread that runs it: threads may share a loader.
+        self._loads = threading.local()
+
+    def _get_required_config_fields(self) -> list[str]:
+        return ['db_path']
+
+    @property
+    def store(self) -> Store:
+        """What is open. Raises DestinationError when nothing is."""
+        if self._store is None:
+            raise DestinationError('the LMDB environment is not open', hint='call connect() or use `with loader:`')
+        return self._store
+
+    @property
+    def environment(self) -> lmdb.Environment:
+        """The open environment, for a caller's own reads. LMDB lets no process open it a second time."""
+        return self.store.environment.raw
+
+    def connect(self) -> None:
+        """Open the folder, making it when it is not there, and clear up after loads that died. DestinationError."""
+        config = self.config
+        layout = Layout(config.layout, config.serialization, config.key_column, config.key_pattern)
+        environment = Environment.shared(config.db_path, config.map_size, sync=config.sync)
+        self._store = Store(environment, config.database_name or '', layout)
+        self._is_connected = True
+        self._sweep_the_dead()
+
+    def disconnect(self) -> None:
+        """Let go of the folder; the last loader of the process on it closes it."""
+        store, self._store = self._store, None
+        self._is_connected = False
+        if store is not None:
+            store.environment.release()
+
+    def is_transient(self, error: Exception) -> bool:
+        """Nothing that LMDB says passes by itself."""
+        del error
+        return False
+
+    def _sweep_the_dead(self) -> None:
+        store = self.store
+        dead = [i for i in store.intents() if i.is_dead and i.run.first < FIRST_STREAM_ID]
+        for table in {intent.table for intent in dead}:
+            store.make_databases(table)
+        for intent in dead:
+            store.environment.write(lambda txn, intent=intent: store.sweep(txn, intent))
+
+    # Plain loads
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        load = self._loads.current = _Load(self)
+        try:
+            yield
+            load.commit()
+        except BaseException:
+            load.cancel()
+            raise
+        finally:
+            self._loads.current = None
+
+    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
+        store = self.store
+        store.make_databases(table_name)
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f'two columns are named {twice!r}')
+
+        def act(txn: Any) -> bool:
+            catalog = store.catalog(txn)
+            record = catalog.table(table_name)
+            if record is None:
+                catalog.save_table(table_name, TableRecord(store.layout.landed(schema, None)))
+                return True
+            # The table may be older than its first stream.
+            stamps = [schema.field(n) for n in STAMP_COLUMNS if n in schema.names and n not in record.schema.names]
+            if stamps:
+                catalog.save_table(table_name, _with_columns(record, stamps, store.layout))
+            return False
+
+        load = getattr(self._loads, 'current', None)
+        if self._needs_creating(schema, table_name) and store.environment.write(act) and load is not None:
+            load.created = table_name
+
+    def _needs_creating(self, schema: pa.Schema, table_name: str) -> bool:
+        record = self._record(table_name)
+        return record is None or any(n in schema.names and n not in record.schema.names for n in STAMP_COLUMNS)
+
+    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
+        record = self._record(table_name)
+        return [field for field in schema if record is not None and field.name not in record.schema.names]
+
+    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
+        store = self.store
+
+        def act(txn: Any) -> None:
+            catalog = store.catalog(txn)
+            record = catalog.table(table_name)
+            if record is not None:
+                new = [field for field in fields if field.name not in record.schema.names]
+                catalog.save_table(table_name, _with_columns(record, new, store.layout))
+
+        store.environment.write(act)
+
+    def _clear_table(self, table_name: str) -> None:
+        load = getattr(self._loads, 'current', None)
+        if load is not None:
+            load.clear = True
+            return
+        write = Write(self.store, table_name, LoadMode.APPEND, (), clear=True)
+        write.commit()
+
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        mode, keys = kwargs.get('mode', LoadMode.APPEND), tuple(kwargs.get('key_columns') or ())
+        rows: int = self._loads.current.write(table_name, mode, keys).add(batch)
+        return rows
+
+    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        rows = 0
+        for batch in reader:
+            rows += self._load_batch_impl(batch, table_name, **kwargs)
+        # Also without rows: an overwrite clears, and the modes and keys are checked.
+        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
+        return rows + self._load_batch_impl(empty, table_name, **kwargs)
+
+    # Looking
+
+    def table_exists(self, table_name: str) -> bool:
+        """True when the environment has the table."""
+        return self._record(table_name) is not None
+
+    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
+        """Name, row count, columns and layout of a table; None when it is not there."""
+        if not self.table_exists(table_name):
+            return None
+        with self.store.reading(table_name) as (table, record, hidden):
+            return {
+                'table_name': table_name,
+                'row_count': table.count(hidden),
+                'exists': True,
+                'columns': record.schema.names,
+                'layout': record.layout,
+                'key': None if record.key is None else list(record.key.columns),
+            }
+
+    def get_table_schema(self, table_name: str) -> pa.Schema | None:
+        """The Arrow schema of the user's columns; None when the table is not there."""
+        record = self._record(table_name)
+        return None if record is None else _user_schema(record)
+
+    def scan(self, table_name: str) -> pa.RecordBatchReader:
+        """The committed rows of one moment, the user's columns only. The map cannot grow while it is open."""
+        record = self._existing(table_name)
+        batches = (without_stamps(batch) for batch in self._stamped(table_name, record.schema))
+        return pa.RecordBatchReader.from_batches(_user_schema(record), batches)
+
+    def stamped_scan(
+        self,
+        table_name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows with amp's own columns; those asked for, where the named columns lie between two numbers."""
+        record = self._existing(table_name)
+        wanted = list(columns) if columns is not None else record.schema.names
+        schema = pa.schema([record.schema.field(name) for name in wanted])
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            for batch in self._stamped(table_name, record.schema):
+                yield _between(batch, where or {}).select(wanted)
+
+        return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def read(self, table_name: str, key: Any) -> dict[str, Any] | None:
+        """The row with a key as a dictionary of the user's columns; None when it is not there.
+
+        `key` is the value of the key column; of several a tuple or a mapping; of rows without a key column
+        `<transaction id>:<row number>`. Raises LoadError when the table does not exist.
+        """
+        with self.store.reading(table_name) as (table, record, hidden):
+            spec = record.key
+            if spec is not None:
+                stored = spec.key_of(key, record.schema)
+            else:
+                stored = key.encode() if isinstance(key, str) else bytes(key)
+            found = table.get(stored, hidden)
+        if found is None:
+            return None
+        row = without_stamps(found[0])
+        return {name: row.column(name)[0].as_py() for name in row.schema.names}
+
+    def drop_table(self, table_name: str) -> None:
+        """Take a table away with all of its rows. Streams that fed it keep their state."""
+        store = self.store
+        if not self.table_exists(table_name):
+            return
+        databases = store.make_databases(table_name)
+
+        def act(txn: Any) -> None:
+            catalog = store.catalog(txn)
+            record = catalog.table(table_name)
+            if record is not None:
+                Table(txn, databases, table_name, record).clear()
+                catalog.drop_table(table_name)
+
+        store.environment.write(act)
+        self._created_tables.pop(table_name, None)
+
+    def _stamped(self, table_name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        with self.store.reading(table_name) as (table, _, hidden):
+            for batch, ids in table.scan(hidden):
+                columns = [_ids(ids) if n == TX_ID else _column(batch, schema.field(n)) for n in schema.names]
+                yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def _record(self, table_name: str) -> TableRecord | None:
+        database_names(self.store.namespace, table_name)
+        with self.store.environment.read() as txn:
+            return self.store.catalog(txn).table(table_name)
+
+    def _existing(self, table_name: str) -> TableRecord:
+        with self.store.reading(table_name) as (_, record, _):
+            return record
+
+    # Streams
+
+    def list_streams(self) -> Sequence[StreamInfo]:
+        """Every stream that the environment remembers."""
+        with self.store.environment.read() as txn:
+            return self.store.catalog(txn).streams()
+
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
+        """Take a new epoch of the stream, take away what it never finished, and read what is committed."""
+        store = self.store
+        store.make_databases(key.table)
+
+        def act(txn: Any) -> StreamState:
+            catalog = store.catalog(txn)
+            state = catalog.take_stream(key, claim, after).state()
+            interval = state.interval
+            for intent in catalog.intents(key.table):
+                if interval.first <= intent.run.first <= interval.last:
+                    store.sweep(txn, intent)
+            return state
+
+        state = store.environment.write(act)
+        reached('open.taken')
+        return state
+
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _LMDBUnit:
+        """Open a unit; nothing is locked before it has to be written."""
+        return _LMDBUnit(self.store, job, state, first_id, undo)
+
+
+class _LMDBUnit:
+    """One unit of a stream."""
+
+    def __init__(self, store: Store, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> None:
+        target = StreamTarget(job.key, state, first_id, undo)
+        self._write = Write(store, job.key.table, job.mode, job.key_columns, target)
+
+    @property
+    def rows_undone(self) -> int:
+        """Rows that the undo took away; known once it is committed."""
+        return self._write.rows_undone
+
+    def write(self, batch: pa.RecordBatch) -> int:
+        return self._write.add(batch)
+
+    def commit(self, state: StreamState) -> None:
+        self._write.commit(state)
+
+    def rollback(self) -> None:
+        self._write.cancel()
+
+
+class _Load:
+    """A plain load: everything between the beginning and the end of its transaction."""
+
+    def __init__(self, loader: LMDBLoader) -> None:
+        self._loader = loader
+        self._write: Write | None = None
+        self.clear = False
+        self.created: str | None = None
+
+    def write(self, table: str, mode: LoadMode, key_columns: tuple[str, ...]) -> Write:
+        """The unit, made with its first batch."""
+        if self._write is None:
+            self._write = Write(self._loader.store, table, mode, key_columns, clear=self.clear)
+        return self._write
+
+    def commit(self) -> None:
+        if self._write is not None:
+            self._write.commit()
+
+    def cancel(self) -> None:
+        """Take back what was written, and the table if it was made for it and nobody else has used it."""
+        if self._write is not None:
+            self._write.cancel()
+        if self.created is not None:
+            record = self._loader._record(self.created)
+            if record is not None and record.layout is None:
+                self._loader.drop_table(self.created)
+
+
+def _between(batch: pa.RecordBatch, where: Mapping[str, tuple[int, int]]) -> pa.RecordBatch:
+    for name, (low, high) in where.items():
+        column = batch.column(name)
+        batch = batch.filter(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
+    return batch
+
+
+def _with_columns(record: TableRecord, fields: Sequence[pa.Field[Any]], layout: Layout) -> TableRecord:
+    landed = layout.landed(pa.schema(fields), record.layout)
+    schema = pa.schema([*record.schema, *(field.with_nullable(True) for field in landed)])
+    return TableRecord(schema, record.layout, record.serialization, record.key)
+
+
+def _user_schema(record: TableRecord) -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in record.schema if field.name not in STAMP_COLUMNS])
+
+
+def _column(batch: pa.RecordBatch, field: pa.Field[Any]) -> Any:
+    at = batch.schema.get_field_index(field.name)
+    return batch.column(at) if at >= 0 else pa.nulls(batch.num_rows, field.type)
+
+
+def _ids(ids: Any) -> Any:
+    """The ids of streamed rows; those of plain loads are nobody's business."""
+    return pc.if_else(pc.greater_equal(ids, FIRST_STREAM_ID), ids, None)

@@ -1,0 +1,36 @@
+"""LMDB may call itself exactly-once, in both layouts."""
+
+from __future__ import annotations
+
+import pytest
+
+from amp.testing.conformance import Destination
+from amp.testing.suite import ExactlyOnceTests
+
+_POINTS = ExactlyOnceTests.needed_points | {
+    'open.taken',
+    'undo.before',
+    'undo.after',
+    'commit.before_state',
+    'commit.before',
+    'commit.after',
+}
+
+
+@pytest.mark.lmdb
+class TestLMDBBatches(ExactlyOnceTests):
+    needed_points = _POINTS
+
+    def make_destination(self, tmp_path):
+        # An upsert needs rows with keys: then a table of its own layout is made for it.
+        return Destination('lmdb', {'db_path': str(tmp_path / 'db'), 'sync': False})
+
+
+@pytest.mark.lmdb
+@pytest.mark.slow
+class TestLMDBRows(ExactlyOnceTests):
+    needed_points = _POINTS
+
+    def make_destination(self, tmp_path):
+        pattern = '{block_hash}:{log_index}:{_block_num}'
+        return Destination('lmdb', {'db_path': str(tmp_path / 'db'), 'key_pattern': pattern, 'sync': False})
