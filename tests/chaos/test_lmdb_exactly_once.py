@@ -8,7 +8,6 @@ from amp.testing.conformance import Destination
 from amp.testing.suite import ExactlyOnceTests
 
 _POINTS = ExactlyOnceTests.needed_points | {
-    'open.taken',
     'undo.before',
     'undo.after',
     'commit.before_state',

@@ -230,7 +230,9 @@ _LMDB = TypeTable(
         'text': Rule('text', pa.string()),
         'text as decimal': Rule(_OWN_BYTES, pa.decimal256(76, 0), note='up to 76 digits'),
         'bytes': Rule('bytes', pa.binary()),
-        'nested': Rule('text', pa.string(), json_text, note='as JSON where a row has a key; whole batches keep it as it is'),
+        'nested': Rule(
+            'text', pa.string(), json_text, note='as JSON where a row has a key; whole batches keep it as it is'
+        ),
     },
 )
 
