@@ -27,6 +27,11 @@ def lmdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]
 
 
 @pytest.fixture(scope='session')
+def iceberg_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {'warehouse': str(tmp_path_factory.mktemp('iceberg'))}
+
+
+@pytest.fixture(scope='session')
 def postgresql_test_config():
     from tests.support.postgres import postgresql_config
 

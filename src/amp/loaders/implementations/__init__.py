@@ -9,7 +9,7 @@ import importlib
 import pkgutil
 from typing import Any
 
-__all__: list[str] = ['DuckDBLoader', 'PostgreSQLLoader']
+__all__: list[str] = ['DuckDBLoader', 'IcebergLoader', 'PostgreSQLLoader']
 
 
 def __getattr__(name: str) -> Any:
