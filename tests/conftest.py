@@ -39,6 +39,21 @@ def postgresql_test_config():
         yield config
 
 
+@pytest.fixture(scope='session')
+def clickhouse_test_config(tmp_path_factory: pytest.TempPathFactory):
+    """A server: the one that CLICKHOUSE_HOST names, or the real engine behind a small front in a process of its own."""
+    from tests.support.clickhouse import clickhouse_config
+
+    with clickhouse_config(tmp_path_factory.mktemp('clickhouse')) as config:
+        yield config
+
+
+@pytest.fixture(scope='session')
+def clickhouse_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The engine inside the process of the tests, which can have one folder open at a time."""
+    return {'interface': 'chdb', 'path': str(tmp_path_factory.mktemp('chdb') / 'data')}
+
+
 @pytest.fixture
 def small_test_table() -> pa.Table:
     return pa.table(
