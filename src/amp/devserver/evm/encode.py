@@ -144,11 +144,10 @@ class _Items:
         if not self.items.dynamic:
             self.items.write(out, head)
             return
-        sizes = self.items.sizes
-        before = np.cumsum(sizes) - sizes
+        before = np.concatenate([[0], np.cumsum(self.items.sizes)])
         tails = np.repeat(self.counts * self.items.head_size, self.counts)
         # Within each array the tails follow one another; `before` counts over all of them.
-        tail = base + tails + before - np.repeat(before[np.minimum(first, max(len(before) - 1, 0))], self.counts)
+        tail = base + tails + before[:-1] - np.repeat(before[first], self.counts)
         _write_numbers(out, head, tail - base)
         self.items.write(out, tail)
 

@@ -277,6 +277,10 @@ def parse_type(text: str) -> SolType:
     return found
 
 
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f'{text[:200]}...'
+
+
 class _Parser:
     def __init__(self, text: str) -> None:
         self._text = text
@@ -293,9 +297,8 @@ class _Parser:
         return token
 
     def _refuse(self, wanted: str) -> SignatureError:
-        found = f'{self._next()!r}' if self._next() else 'the end'
-        shown = self._text if len(self._text) <= 200 else f'{self._text[:200]}...'
-        return SignatureError(f'expected {wanted}, found {found} in {shown!r}')
+        found = repr(_shortened(self._next())) if self._next() else 'the end'
+        return SignatureError(f'expected {wanted}, found {found} in {_shortened(self._text)!r}')
 
     def skip(self, *words: str) -> bool:
         """Pass over one of these words, if one is next and is not what the signature is named."""

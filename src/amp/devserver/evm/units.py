@@ -36,7 +36,8 @@ def shift_units(values: Column, units: Column) -> Column:
         example = texts.filter(wrong)[0].as_py()
         raise UnitsError(f'failed to parse value: {example[:80]!r} is not a number')
     places = _places(units)
-    exponents = _integers(pc.if_else(_is(found.field('exponent'), ''), '0', found.field('exponent')))
+    exponent = pc.utf8_ltrim(found.field('exponent'), '+')
+    exponents = _integers(pc.if_else(_is(exponent, ''), '0', exponent))
     if bool((np.abs(exponents) > _MAX_EXPONENT).any()):
         raise UnitsError(f'failed to parse value: an exponent is beyond {_MAX_EXPONENT}')
     valid = pc.and_(texts.is_valid(), units.is_valid())
