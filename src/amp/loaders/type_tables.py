@@ -236,6 +236,35 @@ _LMDB = TypeTable(
     },
 )
 
+_DELTALAKE = TypeTable(
+    'Delta Lake',
+    {
+        'bool': Rule('boolean'),
+        'int8': Rule('byte'),
+        **_same('short', ('int16', 'uint8'), pa.int16()),
+        **_same('integer', ('int32', 'uint16'), pa.int32()),
+        **_same('long', ('int64', 'uint32'), pa.int64()),
+        'uint64': Rule('decimal(20,0)', pa.decimal128(20, 0)),
+        **_same('float', ('float16', 'float32'), pa.float32()),
+        'float64': Rule('double'),
+        'decimal': Rule('decimal({precision},{scale})', _whole_decimal, note='of at most 38 digits'),
+        'text': Rule('string', pa.string()),
+        'text as decimal': Rule('decimal(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'),
+        'bytes': Rule('binary', pa.binary()),
+        'fixed bytes': Rule('binary', pa.binary()),
+        'date': Rule('date', pa.date32()),
+        'timestamp': Rule('timestamp_ntz', pa.timestamp('us')),
+        'timestamp[ns]': Rule('timestamp_ntz', pa.timestamp('us'), note=_NS_REFUSED),
+        'timestamp with zone': Rule('timestamp', pa.timestamp('us', 'UTC'), note='the instant is kept, in UTC'),
+        'timestamp[ns] with zone': Rule('timestamp', pa.timestamp('us', 'UTC'), note=f'in UTC; {_NS_REFUSED}'),
+        'list': Rule('array<{inner}>'),
+        'struct': Rule('struct<{fields}>'),
+        'map': Rule('map<{key}, {inner}>'),
+        'nested': Rule('string', pa.string(), json_text, note='JSON, where an inner type has no home of its own'),
+        'null': Rule('string', pa.string()),
+    },
+)
+
 TABLES: dict[str, TypeTable] = {
     'lmdb': _LMDB,
     'clickhouse': _CLICKHOUSE,
@@ -243,4 +272,5 @@ TABLES: dict[str, TypeTable] = {
     'iceberg': _ICEBERG,
     'postgresql': _POSTGRESQL,
     'snowflake': _SNOWFLAKE,
+    'deltalake': _DELTALAKE,
 }
