@@ -11,15 +11,19 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
 
 import pyarrow as pa
 
 from amp.errors import AmpError, ConfigError, LoadError, redact
+from amp.events import Committed, emit
 from amp.loaders import stamps
-from amp.loaders.evolution import FREEZE, evolution, refuse_unless_evolving
+from amp.loaders.attempts import Attempts
+from amp.loaders.evolution import FREEZE, refuse_unless_evolving
+from amp.loaders.options import LoadOptions, as_mode, listed
+from amp.loaders.readers import Counted, Remembering
 from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
@@ -27,6 +31,7 @@ from amp.loaders.unit import StreamingDestination
 from amp.loaders.urls import config_from_url
 from amp.streaming.ledger import IdRun
 from amp.streaming.machine import batch_id
+from amp.streaming.resilience import AdaptiveRateLimiter, CircuitBreaker, ResilienceConfig
 from amp.streaming.state import StreamStateStore, make_local_store
 from amp.streaming.types import BlockRange, ResponseBatch
 
@@ -35,47 +40,6 @@ __all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResul
 TConfig = TypeVar('TConfig')
 
 _BATCH_ROWS = 65_536
-_COMMON_OPTIONS = frozenset(
-    {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
-)
-
-
-@dataclass(frozen=True)
-class _Options:
-    """The keywords of one load call, checked."""
-
-    mode: LoadMode
-    create_table: bool
-    key_columns: tuple[str, ...]
-    block_ranges: tuple[BlockRange, ...]
-    schema_evolution: str
-    shape: Shape
-    extra: Mapping[str, Any]
-
-    def for_author(self) -> dict[str, Any]:
-        keys = {'key_columns': list(self.key_columns)} if self.key_columns else {}
-        return {'mode': self.mode, **keys, **self.extra}
-
-
-@dataclass
-class _Counted:
-    """A reader that counts what passes; it stands for the table in the metadata of a load that never had one."""
-
-    schema: pa.Schema
-    num_rows: int = 0
-    nbytes: int = 0
-    batches: int = 0
-
-    def reader(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
-        self.schema = schema
-        return pa.RecordBatchReader.from_batches(self.schema, self._pass(batches))
-
-    def _pass(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            self.num_rows += batch.num_rows
-            self.nbytes += batch.nbytes
-            self.batches += 1
-            yield batch
 
 
 class DataLoader(ABC, Generic[TConfig]):
@@ -100,8 +64,13 @@ class DataLoader(ABC, Generic[TConfig]):
         self.logger = logging.getLogger(f'amp.loaders.{self.name}')
         self.label_manager = label_manager
         self._is_connected = False
+        self._in_doubt = False
         self._created_tables: dict[str, set[str]] = {}
-        self._resilience_config = given.pop('resilience', None)
+        self.attempts = Attempts(
+            ResilienceConfig.from_config(given.pop('resilience', None)),
+            self.name,
+            self.is_transient,
+        )
         self._state_config = given.pop('state', None)
         if 'url' in given:
             given = {**config_from_url(str(given.pop('url')), _config_class(type(self)), self.URL_PATH_KEY), **given}
@@ -137,7 +106,7 @@ class DataLoader(ABC, Generic[TConfig]):
         unknown = sorted(set(config) - known)
         if unknown:
             raise ConfigError(
-                f'unknown configuration key {unknown[0]!r} for {self.name}', hint=f'known keys: {_listed(known)}'
+                f'unknown configuration key {unknown[0]!r} for {self.name}', hint=f'known keys: {listed(known)}'
             )
         try:
             return cast('TConfig', wanted(**config))
@@ -228,7 +197,7 @@ class DataLoader(ABC, Generic[TConfig]):
         }
 
     def _get_table_metadata(
-        self, table: pa.Table | _Counted, duration: float, batch_count: int, **kwargs: Any
+        self, table: pa.Table | Counted, duration: float, batch_count: int, **kwargs: Any
     ) -> dict[str, Any]:
         return {
             'operation': 'load_table',
@@ -242,6 +211,16 @@ class DataLoader(ABC, Generic[TConfig]):
         }
 
     # What a user calls
+
+    @property
+    def rate_limiter(self) -> AdaptiveRateLimiter:
+        """The pause before each unit, as the destination's answers have made it."""
+        return self.attempts.limiter
+
+    @property
+    def circuit_breaker(self) -> CircuitBreaker:
+        """Whether anything is tried at all."""
+        return self.attempts.breaker
 
     @property
     def is_connected(self) -> bool:
@@ -270,12 +249,12 @@ class DataLoader(ABC, Generic[TConfig]):
         started = time.perf_counter()
         chosen = self._options(options)
         try:
-            batch = chosen.shape.batch(batch)
-            rows = self._load_one(batch, table_name, chosen)
+            shaped = chosen.shape.batch(batch)
+            rows = self.attempts.run(lambda: self._load_one(shaped, table_name, chosen), self._may_repeat)
         except Exception as error:  # noqa: BLE001 - the contract: at this level every failure of a driver is a result
             return self._failure(error, table_name, started)
-        duration = time.perf_counter() - started
-        return self._success(rows, duration, table_name, self._get_batch_metadata(batch, duration, **chosen.extra))
+        metadata = self._get_batch_metadata(shaped, time.perf_counter() - started, **chosen.extra)
+        return self._success(rows, shaped.nbytes, started, table_name, metadata)
 
     def load_table(
         self,
@@ -286,38 +265,44 @@ class DataLoader(ABC, Generic[TConfig]):
         **options: Any,
     ) -> LoadResult:
         """Load a table as one unit, `batch_size` rows at a time. A failure is a result with `success=False`."""
-        reader = table.to_reader(max_chunksize=batch_size)
-        return self.load_reader(reader, table_name, mode=mode, _table=table, **options)
+        chosen = self._options({**options, 'mode': mode})
 
-    def load_reader(
-        self, reader: pa.RecordBatchReader, table_name: str, *, _table: pa.Table | None = None, **options: Any
-    ) -> LoadResult:
+        def once() -> tuple[int, Counted]:
+            counted = Counted(table.schema)
+            return self._load_all(table.to_reader(max_chunksize=batch_size), counted, table_name, chosen), counted
+
+        started = time.perf_counter()
+        try:
+            rows, counted = self.attempts.run(once, self._may_repeat)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._failure(error, table_name, started)
+        return self._loaded(rows, counted, started, table_name, chosen, None if chosen.shape else table)
+
+    def load_reader(self, reader: pa.RecordBatchReader, table_name: str, **options: Any) -> LoadResult:
         """Load all that a reader gives as one unit, in constant memory. A failure is a result, `success=False`.
 
-        An AmpError of the reader itself (the source failed) is raised as it is, after the unit was rolled back.
+        A reader cannot be read again, so nothing is retried. An AmpError of the reader itself (the source failed) is
+        raised as it is, after the unit was rolled back.
         """
         started = time.perf_counter()
         chosen = self._options(options)
-        counted = _Counted(reader.schema)
-        source = _Remembering(reader)
+        counted, source = Counted(reader.schema), Remembering(reader)
         try:
-            shaped = counted.reader(chosen.shape.schema(reader.schema), chosen.shape.batches(source))
-            rows = self._load_all(shaped, table_name, chosen)
+            self.attempts.before()
+            rows = self._load_all(source, counted, table_name, chosen)
         except Exception as error:
             if source.error is not None:
                 raise source.error from error
+            self.attempts.failed(error)
             return self._failure(error, table_name, started)
-        duration = time.perf_counter() - started
-        table = counted if _table is None or chosen.shape else _table
-        return self._success(
-            rows, duration, table_name, self._get_table_metadata(table, duration, counted.batches, **chosen.extra)
-        )
+        self.attempts.succeeded()
+        return self._loaded(rows, counted, started, table_name, chosen, None)
 
     def load_stream(self, batches: Iterable[pa.RecordBatch], table_name: str, **options: Any) -> Iterator[LoadResult]:
         """Load batches as they come, each a unit of its own; OVERWRITE clears the table before the first."""
         for batch in batches:
             yield self.load_batch(batch, table_name, **options)
-            if 'mode' in options and _mode(options['mode']) is LoadMode.OVERWRITE:
+            if 'mode' in options and as_mode(options['mode']) is LoadMode.OVERWRITE:
                 options = {**options, 'mode': LoadMode.APPEND}
 
     def load_stream_continuous(
@@ -390,20 +375,23 @@ class DataLoader(ABC, Generic[TConfig]):
         if mode in {LoadMode.UPSERT, LoadMode.MERGE} and not key_columns:
             raise ConfigError(f'mode {mode.value} needs key_columns=[...]', hint='they say which row replaces which')
 
-    def _load_one(self, batch: pa.RecordBatch, table_name: str, options: _Options) -> int:
+    def _load_one(self, batch: pa.RecordBatch, table_name: str, options: LoadOptions) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
         if options.block_ranges:
             batch = self._add_metadata_columns(batch, options.block_ranges)
-        with self._transaction():
+        with self._unit():
             self._prepare(batch.schema, table_name, options)
             return self._checked_count(self._load_batch_impl(batch, table_name, **options.for_author()))
 
-    def _load_all(self, reader: pa.RecordBatchReader, table_name: str, options: _Options) -> int:
+    def _load_all(
+        self, batches: pa.RecordBatchReader | Remembering, counted: Counted, table_name: str, options: LoadOptions
+    ) -> int:
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
-        schema = reader.schema
-        with self._transaction():
+        schema = options.shape.schema(batches.schema)
+        reader = counted.reader(schema, options.shape.batches(batches))
+        with self._unit():
             if options.block_ranges:
                 schema = schema.append(pa.field(stamps.BATCH_ID, pa.string()))
                 stamped = (self._add_metadata_columns(batch, options.block_ranges) for batch in reader)
@@ -411,7 +399,7 @@ class DataLoader(ABC, Generic[TConfig]):
             self._prepare(schema, table_name, options)
             return self._checked_count(self._load_reader_impl(reader, table_name, **options.for_author()))
 
-    def _prepare(self, schema: pa.Schema, table_name: str, options: _Options) -> None:
+    def _prepare(self, schema: pa.Schema, table_name: str, options: LoadOptions) -> None:
         self.prepare_table(schema, table_name, options.create_table, options.schema_evolution)
         if options.mode is LoadMode.OVERWRITE:
             self._clear_table(table_name)
@@ -423,22 +411,8 @@ class DataLoader(ABC, Generic[TConfig]):
         if not self._is_connected:
             self.connect()
 
-    def _options(self, options: dict[str, Any]) -> _Options:
-        extra = {key: value for key, value in options.items() if key not in _COMMON_OPTIONS}
-        if self.LOAD_OPTIONS is not None:
-            unknown = sorted(set(extra) - self.LOAD_OPTIONS)
-            if unknown:
-                known = _listed(_COMMON_OPTIONS | self.LOAD_OPTIONS)
-                raise ConfigError(f'unknown option {unknown[0]!r} for {self.name}', hint=f'known options: {known}')
-        return _Options(
-            _mode(options.get('mode', LoadMode.APPEND)),
-            bool(options.get('create_table', True)),
-            tuple(options.get('key_columns') or ()),
-            tuple(options.get('block_ranges') or ()),
-            evolution(options.get('schema_evolution', FREEZE)),
-            self.shape(options.get('column_types'), options.get('label_config')),
-            extra,
-        )
+    def _options(self, options: Mapping[str, Any]) -> LoadOptions:
+        return LoadOptions.parse(options, self.name, self.LOAD_OPTIONS, self.shape)
 
     def _make_state_store(self, config: Any) -> StreamStateStore:
         if self.guarantee != 'exactly-once':
@@ -462,7 +436,37 @@ class DataLoader(ABC, Generic[TConfig]):
             raise LoadError(f'_load_batch_impl of {self.name} returned {rows!r}, not the number of rows')
         return rows
 
-    def _success(self, rows: int, duration: float, table_name: str, metadata: dict[str, Any]) -> LoadResult:
+    @contextmanager
+    def _unit(self) -> Iterator[None]:
+        """The transaction of a plain load. When it fails at its very end, nobody knows whether the rows are there."""
+        self._in_doubt = False
+        with self._transaction():
+            yield
+            self._in_doubt = True
+        self._in_doubt = False
+
+    def _may_repeat(self) -> bool:
+        if self._in_doubt:
+            return False
+        return self.SUPPORTS_TRANSACTIONS or self.guarantee == 'at-least-once'
+
+    def _loaded(
+        self,
+        rows: int,
+        counted: Counted,
+        started: float,
+        table_name: str,
+        options: LoadOptions,
+        table: pa.Table | None,
+    ) -> LoadResult:
+        duration = time.perf_counter() - started
+        about = counted if table is None else table
+        metadata = self._get_table_metadata(about, duration, counted.batches, **options.extra)
+        return self._success(rows, counted.nbytes, started, table_name, metadata)
+
+    def _success(self, rows: int, nbytes: int, started: float, table_name: str, metadata: dict[str, Any]) -> LoadResult:
+        duration = time.perf_counter() - started
+        emit(Committed(self.name, table_name, None, rows, nbytes, duration))
         return LoadResult(rows, duration, _rate(rows, duration), table_name, self.name, True, metadata=metadata)
 
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
@@ -471,21 +475,6 @@ class DataLoader(ABC, Generic[TConfig]):
         self.logger.error('loading into %s failed: %s', table_name, text)
         duration = time.perf_counter() - started
         return LoadResult(0, duration, 0.0, table_name, self.name, False, error=text)
-
-
-class _Remembering:
-    """Batches of a reader, with the error that stopped them: a bulk path would hide whose error it was."""
-
-    def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self.error: AmpError | None = None
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        try:
-            yield from self._batches
-        except AmpError as error:
-            self.error = error
-            raise
 
 
 def loader_name(loader_class: type[DataLoader[Any]]) -> str:
@@ -502,24 +491,9 @@ def _config_class(loader_class: type[DataLoader[Any]]) -> Any:
     return None
 
 
-def _mode(mode: LoadMode | str) -> LoadMode:
-    if isinstance(mode, LoadMode):
-        return mode
-    try:
-        return LoadMode(str(mode).lower())
-    except ValueError as error:
-        raise ConfigError(
-            f'there is no mode {mode!r}', hint=f'modes: {_listed({m.value for m in LoadMode})}'
-        ) from error
-
-
 def _overrides(loader: DataLoader[Any], method: str) -> bool:
     return getattr(type(loader), method) is not getattr(DataLoader, method)
 
 
 def _rate(rows: int, duration: float) -> float:
     return rows / duration if duration > 0 else 0.0
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ', '.join(sorted(names))

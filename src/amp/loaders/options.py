@@ -1,0 +1,74 @@
+"""The keywords of one load call, checked before anything happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from amp.errors import ConfigError
+from amp.loaders.evolution import FREEZE, evolution
+from amp.loaders.shape import Shape
+from amp.loaders.types import LoadMode
+from amp.streaming.types import BlockRange
+
+__all__ = ['COMMON', 'LoadOptions', 'as_mode', 'listed']
+
+COMMON = frozenset(
+    {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
+)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What every loader understands, and what is the loader's own (`extra`)."""
+
+    mode: LoadMode
+    create_table: bool
+    key_columns: tuple[str, ...]
+    block_ranges: tuple[BlockRange, ...]
+    schema_evolution: str
+    shape: Shape
+    extra: Mapping[str, Any]
+
+    @classmethod
+    def parse(
+        cls, given: Mapping[str, Any], loader: str, own: frozenset[str] | None, shape: Callable[[Any, Any], Shape]
+    ) -> LoadOptions:
+        """`own` are the loader's options; None lets all through. Raises ConfigError for what nobody knows."""
+        extra = {key: value for key, value in given.items() if key not in COMMON}
+        if own is not None:
+            unknown = sorted(set(extra) - own)
+            if unknown:
+                raise ConfigError(
+                    f'unknown option {unknown[0]!r} for {loader}', hint=f'known options: {listed(COMMON | own)}'
+                )
+        return cls(
+            as_mode(given.get('mode', LoadMode.APPEND)),
+            bool(given.get('create_table', True)),
+            tuple(given.get('key_columns') or ()),
+            tuple(given.get('block_ranges') or ()),
+            evolution(given.get('schema_evolution', FREEZE)),
+            shape(given.get('column_types'), given.get('label_config')),
+            extra,
+        )
+
+    def for_author(self) -> dict[str, Any]:
+        """The keywords that `_load_batch_impl` gets."""
+        keys = {'key_columns': list(self.key_columns)} if self.key_columns else {}
+        return {'mode': self.mode, **keys, **self.extra}
+
+
+def as_mode(mode: LoadMode | str) -> LoadMode:
+    """A mode by its name. Raises ConfigError."""
+    if isinstance(mode, LoadMode):
+        return mode
+    try:
+        return LoadMode(str(mode).lower())
+    except ValueError as error:
+        raise ConfigError(f'there is no mode {mode!r}', hint=f'modes: {listed(m.value for m in LoadMode)}') from error
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for a message."""
+    return ', '.join(sorted(names))

@@ -1,0 +1,51 @@
+"""Readers around the rows of a plain load: one counts them, one remembers whose error stopped them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from amp.errors import AmpError
+
+__all__ = ['Counted', 'Remembering']
+
+
+@dataclass
+class Counted:
+    """A reader that counts what passes; it stands for the table in the metadata of a load that never had one."""
+
+    schema: pa.Schema
+    num_rows: int = 0
+    nbytes: int = 0
+    batches: int = 0
+
+    def reader(self, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.RecordBatchReader:
+        """A reader over `batches`, counted from zero."""
+        self.schema = schema
+        self.num_rows = self.nbytes = self.batches = 0
+        return pa.RecordBatchReader.from_batches(schema, self._pass(batches))
+
+    def _pass(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            self.num_rows += batch.num_rows
+            self.nbytes += batch.nbytes
+            self.batches += 1
+            yield batch
+
+
+class Remembering:
+    """Batches of a reader, with the error that stopped them: a bulk path would hide whose error it was."""
+
+    def __init__(self, batches: pa.RecordBatchReader) -> None:
+        self._batches = batches
+        self.schema = batches.schema
+        self.error: AmpError | None = None
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            yield from self._batches
+        except AmpError as error:
+            self.error = error
+            raise

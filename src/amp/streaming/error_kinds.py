@@ -1,0 +1,159 @@
+"""What an error means for trying again: by its type and its code, and by its text only when there is nothing else.
+
+Drivers are not imported: their errors are known by the attributes that carry a code (`sqlstate`, `status_code`,
+botocore's `response`, a ClickHouse `code`, redis's class names, ...). The tables below are the documentation's too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from enum import Enum
+
+from amp.errors import AmpError
+
+__all__ = ['BOTOCORE', 'CLASSES', 'CLICKHOUSE', 'HTTP', 'SQLSTATES', 'TEXTS', 'ErrorClassifier', 'ErrorKind']
+
+
+class ErrorKind(Enum):
+    """`PERMANENT` will be the same the next time; the others may be gone, and say what to do meanwhile."""
+
+    PERMANENT = 'permanent'
+    TRANSIENT = 'transient'
+    RATE_LIMIT = 'rate limit'
+    TIMEOUT = 'timeout'
+
+    @property
+    def is_transient(self) -> bool:
+        """True when trying again may help."""
+        return self is not ErrorKind.PERMANENT
+
+
+_T, _R, _O = ErrorKind.TRANSIENT, ErrorKind.RATE_LIMIT, ErrorKind.TIMEOUT
+
+# By the beginning of the SQLSTATE (PostgreSQL's appendix A; Snowflake uses the same classes).
+SQLSTATES = {
+    '08': _T,  # connection exceptions
+    '40': _T,  # serialization failure, deadlock
+    '53': _T,  # insufficient resources: disk, memory, connections
+    '55006': _T,  # object in use
+    '55P03': _T,  # lock not available
+    '57014': _O,  # query canceled, as a statement timeout does
+    '57P': _T,  # the server shuts down, or is starting
+    '58': _T,  # system errors outside the server
+}
+HTTP = {408: _O, 425: _T, 429: _R, 500: _T, 502: _T, 503: _R, 504: _O}
+BOTOCORE = {
+    'Throttling': _R,
+    'ThrottlingException': _R,
+    'TooManyRequestsException': _R,
+    'RequestLimitExceeded': _R,
+    'ProvisionedThroughputExceededException': _R,
+    'SlowDown': _R,
+    'RequestTimeout': _O,
+    'RequestTimeoutException': _O,
+    'InternalError': _T,
+    'ServiceUnavailable': _R,
+}
+CLICKHOUSE = {
+    159: _O,  # TIMEOUT_EXCEEDED
+    160: _O,  # TOO_SLOW
+    202: _R,  # TOO_MANY_SIMULTANEOUS_QUERIES
+    203: _T,  # NO_FREE_CONNECTION
+    209: _O,  # SOCKET_TIMEOUT
+    210: _T,  # NETWORK_ERROR
+    241: _R,  # MEMORY_LIMIT_EXCEEDED
+    242: _T,  # TABLE_IS_READ_ONLY
+    252: _R,  # TOO_MANY_PARTS
+    999: _T,  # KEEPER_EXCEPTION
+}
+# By the name of the class or of one that it derives from: builtins, redis-py, requests, urllib3, httpx, botocore.
+CLASSES = {
+    'TimeoutError': _O,
+    'TimeoutException': _O,
+    'Timeout': _O,
+    'ReadTimeoutError': _O,
+    'ConnectTimeoutError': _O,
+    'BusyLoadingError': _T,
+    'TryAgainError': _T,
+    'ClusterDownError': _T,
+    'MaxConnectionsError': _R,
+    'ConnectionError': _T,
+    'ConnectError': _T,
+    'NetworkError': _T,
+    'ProtocolError': _T,
+    'EndpointConnectionError': _T,
+    'InterruptedError': _T,
+}
+_OUR_OWN = {'amp.errors'}
+
+# The last resort, for errors that are nothing but text. Whole words: block 14290123 is not a 429.
+TEXTS = (
+    (_R, r'\b429\b|\btoo many requests\b|\brate.?limit(ed|ing|s)?\b|\bthrottl(e|ed|ing)\b|\bslow ?down\b'),
+    (_O, r'\btime(d[ -])?[ -]?out\b|\b408\b|\b504\b|\bdeadline exceeded\b'),
+    (_T, r'\b50[23]\b|\bservice unavailable\b|\btemporar(y|ily)\b|\btry again\b|\bbroken pipe\b'),
+    (_T, r'\bconnection (reset|refused|aborted|closed|lost|error|was closed)\b|\bclosed the connection\b'),
+    (_T, r'\bdeadlock\b|\bcould not serialize\b|\bserver is starting\b'),
+)
+_TEXTS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in TEXTS)
+
+
+class ErrorClassifier:
+    """Tells what an error, or nothing but its text, means for trying again."""
+
+    @staticmethod
+    def classify(error: BaseException | str | None) -> ErrorKind:
+        """The kind of an error; what is not known is permanent."""
+        if error is None or error == '':
+            return ErrorKind.PERMANENT
+        if isinstance(error, str):
+            return _by_text(error)
+        for cause in _chain(error):
+            kind = _by_code(cause)
+            if kind is not None:
+                return kind
+        if isinstance(error, AmpError):
+            return ErrorKind.TRANSIENT if error.retryable else ErrorKind.PERMANENT
+        # An error of a class of its own has said by that what it is; only bare exceptions are read.
+        return _by_text(str(error)) if type(error) in {Exception, RuntimeError, OSError} else ErrorKind.PERMANENT
+
+    @staticmethod
+    def is_transient(error: BaseException | str | None) -> bool:
+        """True when trying again may help."""
+        return ErrorClassifier.classify(error).is_transient
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it says it was raised from."""
+    seen: set[int] = set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        at = at.__cause__
+
+
+def _by_code(error: BaseException) -> ErrorKind | None:
+    state = getattr(error, 'sqlstate', None) or getattr(error, 'pgcode', None)
+    if isinstance(state, str) and state:
+        return next((kind for prefix, kind in SQLSTATES.items() if state.startswith(prefix)), ErrorKind.PERMANENT)
+    response = getattr(error, 'response', None)
+    if isinstance(response, dict):
+        code = response.get('Error', {}).get('Code')
+        status = response.get('ResponseMetadata', {}).get('HTTPStatusCode')
+        return BOTOCORE.get(code) or HTTP.get(status, ErrorKind.PERMANENT)
+    module = type(error).__module__.partition('.')[0]
+    if module == 'clickhouse_connect' and isinstance(getattr(error, 'code', None), int):
+        return CLICKHOUSE.get(error.code, ErrorKind.PERMANENT)  # type: ignore[attr-defined]  # just looked at
+    for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None)):
+        if isinstance(status, int):
+            return HTTP.get(status, ErrorKind.PERMANENT)
+    return None if type(error).__module__ in _OUR_OWN else _first(CLASSES.get(c.__name__) for c in type(error).__mro__)
+
+
+def _first(kinds: Iterable[ErrorKind | None]) -> ErrorKind | None:
+    return next((kind for kind in kinds if kind is not None), None)
+
+
+def _by_text(text: str) -> ErrorKind:
+    return next((kind for kind, pattern in _TEXTS if pattern.search(text)), ErrorKind.PERMANENT)

@@ -1,0 +1,283 @@
+"""Trying again without making it worse: retry with a budget, a limiter that learns, a breaker, batches that shrink.
+
+Nothing here knows what is being tried. Whether a unit may be tried again at all is the engine's and the base loader's
+business: one whose outcome is unknown never is.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from amp.errors import ConfigError, DestinationError
+from amp.streaming.error_kinds import ErrorClassifier, ErrorKind
+
+__all__ = [
+    'AdaptiveBatchSize',
+    'AdaptiveRateLimiter',
+    'BackPressureConfig',
+    'CircuitBreaker',
+    'CircuitBreakerConfig',
+    'CircuitOpenError',
+    'ErrorClassifier',
+    'ErrorKind',
+    'ExponentialBackoff',
+    'ResilienceConfig',
+    'RetryConfig',
+]
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """`max_retries` after the first try (None: without end), for `budget_seconds` at most (None: for ever).
+
+    The wait begins at `initial_backoff_ms`, is multiplied each time and stays below `max_backoff_ms`; `jitter` draws it
+    from half to one and a half of that, so that many clients do not come back together.
+    """
+
+    enabled: bool = True
+    max_retries: int | None = 5
+    initial_backoff_ms: float = 2_000
+    max_backoff_ms: float = 120_000
+    backoff_multiplier: float = 2.0
+    jitter: bool = True
+    budget_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class BackPressureConfig:
+    """A pause before each unit that grows when the destination says that it is too much, and shrinks with success.
+
+    `recovery_factor` is what is left of the pause after a success. `max_bytes_in_flight`: how much of a stream may be
+    received and not yet handed over (None: the reader's default).
+    """
+
+    enabled: bool = True
+    initial_delay_ms: float = 0
+    max_delay_ms: float = 5_000
+    adapt_on_429: bool = True
+    adapt_on_timeout: bool = True
+    recovery_factor: float = 0.9
+    max_bytes_in_flight: int | None = None
+
+
+@dataclass(frozen=True)
+class CircuitBreakerConfig:
+    """After `failure_threshold` failures in a row nothing is tried for `recovery_ms`; then one try at a time."""
+
+    enabled: bool = False
+    failure_threshold: int = 5
+    recovery_ms: float = 30_000
+
+
+@dataclass(frozen=True)
+class ResilienceConfig:
+    """The key `resilience` of a connection: `{'retry': {...}, 'back_pressure': {...}, 'circuit_breaker': {...}}`."""
+
+    retry: RetryConfig = field(default_factory=lambda: RetryConfig(max_retries=0))
+    back_pressure: BackPressureConfig = field(default_factory=BackPressureConfig)
+    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+
+    @classmethod
+    def from_config(cls, config: object) -> ResilienceConfig:
+        """From a mapping, a preset's name (`production`, `patient`, `off`), or None. Raises ConfigError."""
+        if config is None:
+            return cls()
+        if isinstance(config, cls):
+            return config
+        if isinstance(config, str):
+            if config not in _PRESETS:
+                raise ConfigError(f'there is no resilience preset {config!r}', hint=f'presets: {", ".join(_PRESETS)}')
+            return _PRESETS[config]
+        if not isinstance(config, Mapping):
+            raise ConfigError(f'resilience is a mapping or the name of a preset, not {type(config).__name__}')
+        unknown = sorted(set(config) - {f.name for f in fields(cls)})
+        if unknown:
+            raise ConfigError(
+                f'unknown resilience key {unknown[0]!r}', hint='keys: retry, back_pressure, circuit_breaker'
+            )
+        return cls(
+            retry=_built(RetryConfig, config.get('retry')),
+            back_pressure=_built(BackPressureConfig, config.get('back_pressure')),
+            circuit_breaker=_built(CircuitBreakerConfig, config.get('circuit_breaker'), enabled=True),
+        )
+
+
+_PRESETS = {
+    'off': ResilienceConfig(RetryConfig(enabled=False), BackPressureConfig(enabled=False)),
+    'production': ResilienceConfig(RetryConfig(), BackPressureConfig(), CircuitBreakerConfig(enabled=True)),
+    'patient': ResilienceConfig(
+        RetryConfig(max_retries=None, budget_seconds=3_600), BackPressureConfig(max_delay_ms=60_000)
+    ),
+}
+
+
+def _built(kind: type[T], given: object, **defaults: Any) -> T:
+    if isinstance(given, kind):
+        return given
+    values = dict(given) if isinstance(given, Mapping) else {}
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError(f'resilience: {given!r} is not a mapping')
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f'unknown resilience key {unknown[0]!r}', hint=f'keys: {", ".join(sorted(known))}')
+    return kind(**{**(defaults if given is not None else {}), **values})
+
+
+class ExponentialBackoff:
+    """The waits between tries."""
+
+    def __init__(self, config: RetryConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self.attempt = 0
+        self._clock = clock
+        self._started: float | None = None
+
+    def next_delay(self) -> float | None:
+        """Seconds to wait before the next try; None when there is to be none."""
+        config = self.config
+        self._started = self._clock() if self._started is None else self._started
+        if not config.enabled or (config.max_retries is not None and self.attempt >= config.max_retries):
+            return None
+        try:
+            grown = config.initial_backoff_ms * config.backoff_multiplier**self.attempt
+        except OverflowError:
+            grown = config.max_backoff_ms
+        milliseconds = min(grown, config.max_backoff_ms)
+        if config.jitter:
+            milliseconds *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads clients, hides nothing
+        seconds = milliseconds / 1000
+        if config.budget_seconds is not None and self._clock() - self._started + seconds > config.budget_seconds:
+            return None
+        self.attempt += 1
+        return seconds
+
+    def reset(self) -> None:
+        """Begin anew: there was progress."""
+        self.attempt = 0
+        self._started = None
+
+
+class AdaptiveRateLimiter:
+    """A pause before each request that learns from the answers. May be shared between threads."""
+
+    def __init__(self, config: BackPressureConfig, sleep: Callable[[float], object] = time.sleep) -> None:
+        self.config = config
+        self._sleep = sleep
+        self._delay_ms = float(config.initial_delay_ms)
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        """Pause as long as the answers so far advise."""
+        if self.config.enabled and self._delay_ms > 0:
+            self._sleep(self._delay_ms / 1000)
+
+    def record_success(self) -> None:
+        """A request went well: the pause shrinks, and below a millisecond it is gone."""
+        with self._lock:
+            shrunk = self._delay_ms * self.config.recovery_factor
+            self._delay_ms = shrunk if shrunk >= 1 else 0.0
+
+    def record_rate_limit(self) -> None:
+        """The answer was "too many": the pause doubles, and a second is added."""
+        if self.config.adapt_on_429:
+            self._slow_down(2.0, 1_000)
+
+    def record_timeout(self) -> None:
+        """There was no answer in time: half as long again, and half a second."""
+        if self.config.adapt_on_timeout:
+            self._slow_down(1.5, 500)
+
+    def record(self, kind: ErrorKind) -> None:
+        """A request failed in this way."""
+        if kind is ErrorKind.RATE_LIMIT:
+            self.record_rate_limit()
+        elif kind is ErrorKind.TIMEOUT:
+            self.record_timeout()
+
+    def get_current_delay(self) -> int:
+        """The pause in milliseconds."""
+        return int(self._delay_ms)
+
+    def _slow_down(self, factor: float, more_ms: float) -> None:
+        if self.config.enabled:
+            with self._lock:
+                self._delay_ms = min(self._delay_ms * factor + more_ms, self.config.max_delay_ms)
+
+
+class CircuitOpenError(DestinationError):
+    """It failed too often in a row: nothing is tried until the pause is over."""
+
+    retryable = True
+
+
+class CircuitBreaker:
+    """Closed: all may try. Open: nobody. Half open, after a pause: one, whose outcome decides."""
+
+    def __init__(self, config: CircuitBreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self.config = config
+        self._clock = clock
+        self._failures = 0
+        self._opened_at: float | None = None
+        self._probing = False
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> str:
+        """`closed`, `open` or `half_open`."""
+        if self._opened_at is None:
+            return 'closed'
+        return 'half_open' if self._rest() <= 0 else 'open'
+
+    def before(self) -> None:
+        """Ask before each try. Raises CircuitOpenError."""
+        with self._lock:
+            if not self.config.enabled or self._opened_at is None:
+                return
+            rest = self._rest()
+            if rest > 0 or self._probing:
+                raise CircuitOpenError(
+                    f'the destination failed {self._failures} times in a row; nothing is tried for {max(rest, 0):.0f} s',
+                    hint='look at the errors before this one; circuit_breaker sets threshold and pause',
+                )
+            self._probing = True
+
+    def record_success(self) -> None:
+        """A try went well: closed."""
+        with self._lock:
+            self._failures, self._opened_at, self._probing = 0, None, False
+
+    def record_failure(self) -> None:
+        """A try failed; after too many in a row, or when it was the probe, open."""
+        with self._lock:
+            self._failures += 1
+            if self._probing or self._failures >= self.config.failure_threshold:
+                self._opened_at = self._clock()
+            self._probing = False
+
+    def _rest(self) -> float:
+        opened = self._clock() if self._opened_at is None else self._opened_at
+        return opened + self.config.recovery_ms / 1000 - self._clock()
+
+
+class AdaptiveBatchSize:
+    """How many rows to hand over at once: half after a timeout, an eighth more after each success, within bounds."""
+
+    def __init__(self, most: int = 1_000_000, least: int = 1_024) -> None:
+        self._most, self._least = most, min(least, most)
+        self.rows = most
+
+    def record_timeout(self) -> None:
+        """It was too much."""
+        self.rows = max(self._least, self.rows // 2)
+
+    def record_success(self) -> None:
+        """It was not."""
+        self.rows = min(self._most, self.rows + self.rows // 8 + 1)
