@@ -13,7 +13,7 @@ from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
 from amp.devserver.chain import Chain
-from amp.devserver.evm import Functions
+from amp.devserver.evm import Functions, calls_block_num
 from amp.devserver.evm.eth_call import Node
 from amp.devserver.names import check_aliases, check_references, dataset_name
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
@@ -69,6 +69,12 @@ class Engine:
         schema = self._functions.bind(statement.text).visible_schema(frame.schema())
         incremental.check_names(plan, schema.names)
         return Query(statement, schema, tuple(sorted(asked)), not incremental.has_union(plan))
+
+    def check_batch(self, query: Query) -> None:
+        """Raises QueryError when the statement can only be a stream."""
+        if calls_block_num(query.statement.text):
+            text = 'Error during planning: block_num() is only supported in streaming queries'
+            raise internal(caused_by(_PLAN_ERROR, text))
 
     def check_incremental(self, query: Query) -> None:
         """Raises QueryError when the statement cannot be a stream."""

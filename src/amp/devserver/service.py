@@ -133,6 +133,7 @@ class AmpFlightServer(fl.FlightServerBase):
             query = self._engine.prepare(Statement(asked.sql))
             gone: Callable[[], bool] = lambda: self._stopping.is_set() or context.is_cancelled()  # noqa: E731
             if not asked.stream:
+                self._engine.check_batch(query)
                 return fl.GeneratorStream(
                     query.schema, self._guarded(self._faults.apply(self._batch_result(query), gone))
                 )

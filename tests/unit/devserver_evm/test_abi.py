@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import eth_abi
 import numpy as np
 import pyarrow as pa
@@ -95,7 +97,7 @@ def test_decimal_text(numbers, signed):
     numbers = numbers if signed else [number + 2**255 for number in numbers]
     words = np.frombuffer(b''.join(n.to_bytes(32, 'big', signed=signed) for n in numbers), dtype=np.uint8)
     offsets, text = decimal_text(words.reshape(-1, 32), signed=signed)
-    found = [text[a:b].tobytes().decode() for a, b in zip(offsets, offsets[1:], strict=False)]
+    found = [text[a:b].tobytes().decode() for a, b in pairwise(offsets)]
     assert found == [str(number) for number in numbers]
 
 

@@ -85,7 +85,7 @@ def test_decimals():
         ('.', 1, "'.' is not a number"),
         ('0x10', 1, "'0x10' is not a number"),
         ('1 000', 1, 'is not a number'),
-        ('١', 1, 'is not a number'),
+        ('\u0661', 1, 'is not a number'),
         ('1e999999999', 1, 'an exponent is beyond'),
         ('1e99999999999999999999', 1, 'is not a number'),
         ('1', 33, 'units must be between -32 and 32 (got 33)'),

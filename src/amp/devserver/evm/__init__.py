@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amp.devserver.evm.binding import BoundStatement, Functions
+from amp.devserver.evm.calls import calls_block_num
 from amp.devserver.evm.functions import FunctionError
 
-__all__ = ['BoundStatement', 'FunctionError', 'Functions']
+__all__ = ['BoundStatement', 'FunctionError', 'Functions', 'calls_block_num']

@@ -18,7 +18,7 @@ from datafusion import DataFrame, SessionContext, SQLOptions, udf
 from amp.devserver.evm.arrow_text import parse_types
 from amp.devserver.evm.calls import Call, find_calls
 from amp.devserver.evm.eth_call import Node, build_eth_call
-from amp.devserver.evm.functions import BUILDERS, BY_TYPES, FunctionError, Implementation, Types
+from amp.devserver.evm.functions import BLOCK_NUM, BUILDERS, BY_TYPES, FunctionError, Implementation, Types
 from amp.devserver.evm.words import Column
 
 __all__ = ['BoundStatement', 'Functions']
@@ -131,6 +131,7 @@ class BoundStatement:
                     raise FunctionError(_planning_error(str(error))) from error
             arguments = [pa.field('argument', type_) for type_ in made.arguments]
             context.register_udf(udf(made.run, arguments, made.result, made.volatility, name))
+        context.register_udf(udf(BLOCK_NUM.run, [], BLOCK_NUM.result, BLOCK_NUM.volatility, 'block_num'))
 
     def _learn(self, text: str, names: list[str]) -> bool:
         """Take the types that a message tells; False when it tells of something else."""

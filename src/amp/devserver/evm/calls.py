@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from amp.devserver.sql import Token, tokens_of
 
-__all__ = ['Call', 'find_calls']
+__all__ = ['Call', 'calls_block_num', 'find_calls']
 
 _OPEN = {'(': ')', '[': ']', '{': '}'}
 _CLOSE = set(_OPEN.values())
@@ -72,6 +72,11 @@ def find_calls(sql: str, plain: Collection[str], qualified: Collection[str] = ()
         if arguments is not None:
             found.append(Call(name, dataset, first.start, token.end, arguments))
     return found
+
+
+def calls_block_num(sql: str) -> bool:
+    """True when `block_num()` is in the statement."""
+    return any(not call.arguments for call in find_calls(sql, {'block_num'}))
 
 
 def _arguments(tokens: Sequence[Token], at: int) -> tuple[tuple[Token, ...], ...] | None:

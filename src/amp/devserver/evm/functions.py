@@ -21,7 +21,7 @@ from amp.devserver.evm.signatures import SignatureError, parse_event, parse_func
 from amp.devserver.evm.units import UnitsError, shift_units
 from amp.devserver.evm.words import Column, bitmap, buffer_of, valid_rows, with_nulls
 
-__all__ = ['BUILDERS', 'BY_TYPES', 'FunctionError', 'Implementation', 'Types']
+__all__ = ['BLOCK_NUM', 'BUILDERS', 'BY_TYPES', 'FunctionError', 'Implementation', 'Types']
 
 Types = Sequence[pa.DataType]
 
@@ -262,6 +262,13 @@ def _shift_units(_: Call, types: Types) -> Implementation:
 def _name(type_: pa.DataType) -> str:
     return 'Null' if pa.types.is_null(type_) else str(type_).capitalize()
 
+
+def _outside_of_a_stream() -> Column:
+    raise FunctionError('block_num() is only supported in streaming queries')
+
+
+BLOCK_NUM = Implementation((), _nullable(pa.uint64()), _outside_of_a_stream, 'stable')
+"""`block_num()`: a stream puts the block's number in its place before it runs, and nothing else can say it."""
 
 BUILDERS: dict[str, Callable[[Call, Types], Implementation]] = {
     'evm_decode': _decode_log,
