@@ -131,27 +131,28 @@ class LabelIndex:
         if not is_unique and not many:
             raise _doubled(name, table, columns, rows, found, counts)
         self._starts = None if is_unique else np.r_[0, np.cumsum(counts)].astype(np.int64)
-        # In the order of the codes, so that a code is a row.
-        in_order: Column = pa.array(rows[order])
+        # In the order of the codes, so that a code is a row; the last one is null, for keys that are not there.
+        self._nowhere = len(rows)
+        in_order: Column = pa.array(np.append(rows[order], 0), mask=np.arange(len(rows) + 1) == len(rows))
         self.table = table.take(in_order).combine_chunks()
 
     def find(self, keys: Sequence[Column], left: bool) -> tuple[Column | None, Column]:
-        """Which rows of the stream stay (None: each, once), in order, and for each the row of `table`, null for none."""
+        """Which rows of the stream stay (None: each, once), in order, and for each the row of `table`."""
         codes = self._codes([form.of(plain(values)) for form, values in zip(self._forms, keys, strict=True)])
         if self._starts is not None:
             return self._find_many(codes, self._starts, left)
         if left or not codes.null_count:
-            return None, codes
+            return None, codes.fill_null(self._nowhere)
         return pc.indices_nonzero(codes.is_valid()), codes.drop_null()
 
-    def _find_many(self, codes: Column, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column | None, Column]:
+    def _find_many(self, codes: Column, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column, Column]:
         present = codes.is_valid().to_numpy(zero_copy_only=False)
         known = codes.fill_null(0).to_numpy()
-        firsts = starts[known]
+        firsts = np.where(present, starts[known], self._nowhere)
         matches = np.where(present, starts[known + 1] - firsts, 1 if left else 0)
         rows = np.repeat(np.arange(len(codes)), matches)
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(matches) - matches, matches)
-        return pa.array(rows), pa.array(firsts[rows] + nth, mask=~present[rows])
+        return pa.array(rows), pa.array(firsts[rows] + nth)
 
     def _codes(self, keys: Sequence[Column], learn: bool = False) -> Column:
         """One number for each key, null where the label has none such. Several columns are folded two by two."""
