@@ -1,0 +1,131 @@
+"""Arrow rows on their way into a Delta table: in the types it holds, under its columns, the newest of each key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.types as pt
+
+from amp.errors import SchemaError
+from amp.loaders.arrow_types import Landing, type_table
+from amp.loaders.json_text import is_text
+
+__all__ = ['Fitting', 'newest_by_key', 'refuse_twins', 'table_schema']
+
+
+Column: TypeAlias = 'pa.Array[Any]'
+
+# The stubs know arrays of one type at a time.
+_nulls: Any = pa.nulls
+
+_ROW = '_amp_row'
+
+
+def table_schema(schema: pa.Schema) -> pa.Schema:
+    """The columns of a table that is to hold rows of `schema`, all nullable. Raises SchemaError, by column."""
+    refuse_twins(schema)
+    landings = type_table('deltalake').landings(schema)
+    return pa.schema([pa.field(landing.name, landing.wire) for landing in landings])
+
+
+def refuse_twins(schema: pa.Schema) -> None:
+    """Raises SchemaError for names that differ in case alone: Delta Lake takes them for one."""
+    seen: set[str] = set()
+    for name in schema.names:
+        if name.casefold() in seen:
+            raise SchemaError(f'two columns are named {name!r} (Delta Lake does not tell upper from lower case)')
+        seen.add(name.casefold())
+
+
+class Fitting:
+    """How rows of one schema become rows of a table that may have more columns, or wider ones.
+
+    Raises SchemaError for a type that cannot go; a value that does not fit raises it when it comes. An error inside
+    `reader` stays in `error`: what pulls the reader would hide whose it was.
+    """
+
+    def __init__(self, schema: pa.Schema, into: pa.Schema, table: str) -> None:
+        self.schema = into
+        self.rows = 0
+        self.error: SchemaError | None = None
+        landings = {landing.name.casefold(): landing for landing in type_table('deltalake').landings(schema)}
+        positions = {name.casefold(): i for i, name in enumerate(schema.names)}
+        self._columns = [
+            (field, positions.get(field.name.casefold(), -1), landings.get(field.name.casefold())) for field in into
+        ]
+        for field, _, landing in self._columns:
+            if landing is not None:
+                _refuse_unless_castable(landing, field, table)
+
+    def batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows as the table has them."""
+        self.rows += batch.num_rows
+        columns = [
+            _nulls(batch.num_rows, field.type) if landing is None else _cast(landing, batch.column(position), field)
+            for field, position, landing in self._columns
+        ]
+        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+
+    def reader(self, batches: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        """All of them as they come; `rows` counts."""
+        return pa.RecordBatchReader.from_batches(self.schema, self._each(batches))
+
+    def _each(self, batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            try:
+                yield self.batch(batch)
+            except SchemaError as error:
+                self.error = error
+                raise
+
+
+def newest_by_key(rows: pa.Table, keys: Sequence[str], table: str) -> pa.Table:
+    """The last row of each key, in the order of the rows. Raises SchemaError for a key that is missing or null."""
+    for key in keys:
+        if key not in rows.schema.names:
+            listed = ', '.join(rows.schema.names)
+            raise SchemaError(f'the key column {key!r} is not in the rows for {table!r}', hint=f'columns: {listed}')
+        if rows[key].null_count:
+            raise SchemaError(
+                f'{rows[key].null_count} rows for {table!r} have no value in the key column {key!r}',
+                hint='a row without a key replaces nothing: leave it out in the query, or append',
+                column=key,
+            )
+    numbered = rows.select(list(keys)).append_column(_ROW, pa.array(np.arange(rows.num_rows)))
+    try:
+        last = numbered.group_by(list(keys)).aggregate([(_ROW, 'max')])[f'{_ROW}_max']
+    except pa.ArrowNotImplementedError as error:
+        raise SchemaError(f'the key columns {", ".join(keys)} of {table!r} are of types that cannot be keys') from error
+    return rows if len(last) == rows.num_rows else rows.take(np.sort(last.to_numpy()))
+
+
+def _cast(landing: Landing, column: Column, field: pa.Field[Any]) -> Column:
+    values = landing.land(column)
+    if values.type.equals(field.type):
+        return values
+    try:
+        return values.cast(field.type)
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f'column {field.name!r} has a value that its type in the table, {field.type}, cannot hold: {error}',
+            hint='nothing of the unit was kept; load into a table of another name, or cast in the query',
+            column=field.name,
+        ) from error
+
+
+def _refuse_unless_castable(landing: Landing, field: pa.Field[Any], table: str) -> None:
+    same_kind = is_text(landing.wire) == is_text(field.type) and pt.is_nested(landing.wire) == pt.is_nested(field.type)
+    try:
+        if same_kind:
+            _nulls(0, landing.wire).cast(field.type)
+            return
+    except pa.ArrowNotImplementedError:
+        pass
+    raise SchemaError(
+        f'column {field.name!r} of the table {table!r} is {field.type}, and {landing.wire} cannot become that',
+        hint='load into a table of another name, or cast in the query',
+        column=field.name,
+    )
