@@ -1,4 +1,4 @@
-"""The README's examples run, against a local Amp in the place of the reader's server."""
+"""The examples of the README and of the pages run, against a local Amp in the place of the reader's server."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / 'README.md').read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf'```{language}\n(.*?)```', README, flags=re.DOTALL)
+LABELS = (REPOSITORY / 'docs' / 'label_manager.md').read_text()
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf'```{language}\n(.*?)```', text, flags=re.DOTALL)
 
 
 @pytest.fixture(scope='module')
@@ -66,3 +69,17 @@ def test_a_stream_of_the_readme_can_be_looked_at_and_verified(server, tmp_path):
     for line in (line for line in lines if line.startswith(('amp status', 'amp verify'))):
         done = run(shlex.split(line.replace('grpc://host:1602', server)), tmp_path)
         assert done.returncode == 0, f'{line}\n{done.stdout}{done.stderr}'
+
+
+def test_the_examples_of_the_page_about_labels(server, tmp_path):
+    """In its order and in one folder, as a reader would; the file is the one that the page shows."""
+    [label] = blocks('csv', LABELS)
+    (tmp_path / 'tokens.csv').write_text(label)
+    examples = [[sys.executable, '-c', code] for code in blocks('python', LABELS)]
+    lines = [line for block in blocks('sh', LABELS) for line in block.splitlines() if line.startswith('amp ')]
+    assert (len(examples), len(lines)) == (4, 1)
+    for example in (*examples, *map(shlex.split, lines)):
+        here = [part.replace('grpc://localhost:1602', server).replace('grpc://host:1602', server) for part in example]
+        done = run(here, tmp_path)
+        assert done.returncode == 0, f'{example}\n{done.stderr}'
+        assert done.stdout.strip() or example[0] == 'amp'
