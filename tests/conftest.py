@@ -54,6 +54,19 @@ def clickhouse_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str
     return {'interface': 'chdb', 'path': str(tmp_path_factory.mktemp('chdb') / 'data')}
 
 
+@pytest.fixture(scope='session')
+def snowflake_test_config():
+    from tests.support.snowflake import snowflake_config
+
+    with snowflake_config() as config:
+        yield config
+
+
+@pytest.fixture(scope='session')
+def deltalake_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {'root': str(tmp_path_factory.mktemp('deltalake') / 'lake')}
+
+
 @pytest.fixture
 def small_test_table() -> pa.Table:
     return pa.table(

@@ -2,25 +2,37 @@
 
     python fakesnow_server.py PORT
 
-What is added behaves like Snowflake's documentation says, and only as far as the loader needs it: names and ids of
-transactions, `SHOW TRANSACTIONS`, `SYSTEM$ABORT_TRANSACTION`, `REMOVE`, `ALTER SESSION`, a lock that is held by another
-transaction as the error that Snowflake gives, and table names that need quotes in COPY. An aborted transaction leaves
-its session without one, so that later statements of it commit by themselves: the worst that Snowflake could do.
+The loader speaks Snowflake's SQL and knows nothing of a stand-in. What is added here behaves as Snowflake's documentation
+says, and only as far as the loader needs it:
+
+* names and ids of transactions, `SHOW TRANSACTIONS`, `SYSTEM$ABORT_TRANSACTION`, `REMOVE`, `ALTER SESSION`; an aborted
+  transaction leaves its session without one, so that later statements commit by themselves: the worst there could be;
+* a lock that another transaction holds as the error that Snowflake gives;
+* NUMBER(38,0) as 38 digits, BINARY(n), null timestamps as null;
+* COPY with names that need quotes, into temporary tables, and with MATCH_BY_COLUMN_NAME = CASE_SENSITIVE.
+
+What stays different, so that only an account can prove it: see docs/destinations/snowflake.md.
 """
 
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import sys
 import threading
 from collections.abc import Callable
+from string import Template
 from typing import Any
 
 import duckdb
 import fakesnow.copy_into
+import fakesnow.cursor
 import fakesnow.server
+import fakesnow.transforms.transforms
+import pyarrow as pa
+import pyarrow.compute as pc
 import uvicorn
 from fakesnow.cursor import FakeSnowflakeCursor
 from fakesnow.transforms import stage
@@ -32,6 +44,7 @@ _SHOW = re.compile(r'\s*SHOW\s+TRANSACTIONS\s*$', re.IGNORECASE)
 _ABORT = re.compile(r'\s*SELECT\s+SYSTEM\$ABORT_TRANSACTION\((\d+)\)\s*$', re.IGNORECASE)
 _REMOVE = re.compile(r"\s*REMOVE\s+'?@(?P<stage>(?:\"[^\"]+\"|[\w.])+)/(?P<path>[^']*)'?\s*$", re.IGNORECASE)
 _ALTER_SESSION = re.compile(r'\s*ALTER\s+SESSION\s+SET\s', re.IGNORECASE)
+_BINARY = re.compile(r'\bBINARY\(\d+\)')
 _CURRENT = re.compile(r'CURRENT_TRANSACTION\(\)', re.IGNORECASE)
 
 _ids = itertools.count(1_700_000_000_000)
@@ -39,7 +52,7 @@ _open: dict[int, tuple[str, Any]] = {}
 _guard = threading.Lock()
 _plain_execute = FakeSnowflakeCursor.execute
 _plain_parse = fakesnow.server.parse_one
-_plain_describe = fakesnow.copy_into._describe_table
+_plain_to_sf = fakesnow.server.to_sf
 
 
 def _execute(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
@@ -72,6 +85,7 @@ def _rewritten(connection: Any, command: str) -> str:
             _, owner = _open.get(int(aborted[1]), ('', None))
         if owner is not None:
             owner._duck_conn.rollback()
+            owner._in_transaction = False
             _forget(owner)
         return "SELECT 'Aborted' AS status"
     if (removed := _REMOVE.match(command)) is not None:
@@ -79,6 +93,7 @@ def _rewritten(connection: Any, command: str) -> str:
         return "SELECT 'removed' AS status"
     if _ALTER_SESSION.match(command):
         return "SELECT 'Statement executed successfully.' AS status"
+    command = _BINARY.sub('BINARY', command)
     current = getattr(connection, 'transaction', None)
     return _CURRENT.sub('NULL' if current is None else f"'{current}'", command)
 
@@ -101,23 +116,55 @@ def _parse(sql: str) -> Any:
     ours = (_SHOW, _ABORT, _REMOVE, _ALTER_SESSION)
     if _BEGIN.match(sql):
         return _plain_parse('BEGIN')
-    return _plain_parse('SELECT 1' if any(pattern.match(sql) for pattern in ours) else _CURRENT.sub('NULL', sql))
+    return _plain_parse(
+        'SELECT 1' if any(pattern.match(sql) for pattern in ours) else _CURRENT.sub('NULL', _BINARY.sub('BINARY', sql))
+    )
 
 
 def _describe(table: Any, duck: Any, database: str | None, schema: str | None) -> list[tuple[str, str]]:
-    names = (table.catalog or database, table.db or schema, table.name)
-    quoted = '.'.join('"' + str(name).replace('"', '""') + '"' for name in names)
+    # A temporary table lies in a database of its own.
+    names = (table.catalog, table.db, table.name) if table.db else (table.name,)
+    quoted = '.'.join('"' + str(name).replace('"', '""') + '"' for name in names if name)
     return [(row[0], row[1]) for row in duck.execute(f'DESCRIBE {quoted}').fetchall()]
 
 
+def _target_columns(table: Any, duck: Any, database: str | None, schema: str | None) -> list[str]:
+    return [name for name, _ in _describe(table, duck, database, schema)]
+
+
+class _Escaped(Template):
+    """The sentences of fakesnow, with names that hold a quote."""
+
+    def substitute(self, *args: Any, **names: Any) -> str:
+        return super().substitute(*args, **{key: str(name).replace("'", "''") for key, name in names.items()})
+
+
+def _to_sf(table: pa.Table, rowtype: Any) -> pa.Table:
+    made = _plain_to_sf(table, rowtype)
+    for i, column in enumerate(table.columns):
+        if pa.types.is_timestamp(column.type) and column.null_count:
+            struct = made.column(i).combine_chunks()
+            valid = pc.is_valid(column).combine_chunks()
+            nulled = pa.StructArray.from_arrays(struct.flatten(), fields=list(struct.type), mask=pc.invert(valid))
+            made = made.set_column(i, made.schema.field(i), nulled)
+    return made
+
+
 def main(port: int) -> None:
-    changed: list[tuple[Any, str, Callable[..., Any]]] = [
+    changed: list[tuple[Any, str, Callable[..., Any] | None]] = [
         (FakeSnowflakeCursor, 'execute', _execute),
         (fakesnow.server, 'parse_one', _parse),
         (fakesnow.copy_into, '_describe_table', _describe),
+        (fakesnow.copy_into, '_get_table_columns', _target_columns),
+        (fakesnow.server, 'to_sf', _to_sf),
+        (fakesnow.transforms.transforms, 'NUMBER_38_0', None),
     ]
     for owner, name, replacement in changed:
         setattr(owner, name, replacement)
+    for name, value in vars(fakesnow.cursor).items():
+        if isinstance(value, Template) and name.startswith('SQL_') and name != 'SQL_COPY_ROWS':
+            setattr(fakesnow.cursor, name, _Escaped(value.template))
+    logging.getLogger('fakesnow.server').setLevel(logging.CRITICAL)
     uvicorn.run(fakesnow.server.app, host='127.0.0.1', port=port, log_level='error')
 
 

@@ -152,7 +152,7 @@ _SNOWFLAKE = TypeTable(
         'decimal': Rule(
             'NUMBER({precision},{scale})', _whole_decimal, note='of at most 38 digits, 37 of them after the point'
         ),
-        'decimal256': Rule('VARCHAR', pa.string(), note='its digits; of at most 38 of them: NUMBER'),
+        'decimal256': Rule('VARCHAR', pa.string(), note='the digits of a whole number; of at most 38 of them: NUMBER'),
         'text': Rule('VARCHAR', pa.string()),
         'text as decimal': Rule('NUMBER(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'),
         'bytes': Rule('BINARY', pa.binary()),
@@ -249,7 +249,9 @@ _DELTALAKE = TypeTable(
         'float64': Rule('double'),
         'decimal': Rule('decimal({precision},{scale})', _whole_decimal, note='of at most 38 digits'),
         'text': Rule('string', pa.string()),
-        'text as decimal': Rule('decimal(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'),
+        'text as decimal': Rule(
+            'decimal(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'
+        ),
         'bytes': Rule('binary', pa.binary()),
         'fixed bytes': Rule('binary', pa.binary()),
         'date': Rule('date', pa.date32()),
