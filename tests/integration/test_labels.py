@@ -129,7 +129,7 @@ def test_the_position_moves_over_microbatches_that_no_label_knows(
     (tmp_path / 'nothing.csv').write_text(f'address,symbol\n0x{"00" * 20},none\n')
     client.add_label('nothing', 'nothing.csv')
     url = f'duckdb:///{tmp_path}/chain.db'
-    with closing(client.sql(SQL).load(url, 'logs', stream=True, label_config='nothing', backoff=QUICK)) as results:
+    with closing(client.sql(SQL).load(url, 'logs', stream=True, label_config='nothing', retry=QUICK)) as results:
         rows = 0
         for result in results:
             rows += result.rows_loaded
@@ -145,7 +145,7 @@ def test_a_loader_that_undoes_by_id_has_labels_too(
     client.configure_connection(
         'own', ByIdLoader.__name__.lower().removesuffix('loader'), {'path': str(tmp_path / 'own.db')}
     )
-    with closing(client.sql(SQL).load('own', 'logs', stream=True, label_config='tokens', backoff=QUICK)) as results:
+    with closing(client.sql(SQL).load('own', 'logs', stream=True, label_config='tokens', retry=QUICK)) as results:
         assert any(at_head(local, result) for result in results)
         local.reorg(5)
         assert any(at_head(local, result) for result in results)

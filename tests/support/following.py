@@ -13,17 +13,17 @@ from amp.devserver import LocalAmp
 from amp.loaders.registry import create_loader
 from amp.loaders.types import LoadResult
 from amp.loaders.urls import loader_of_url
-from amp.streaming.backoff import Backoff
+from amp.streaming.resilience import RetryConfig
 
 SQL = 'SELECT block_num, block_hash, log_index, address, data FROM eth_rpc.logs'
-QUICK = Backoff(0.01, 0.1)
+QUICK = RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=100)
 
 
 def follow(
     amp: LocalAmp, destination: str, table: str = 'logs', *, sql: str = SQL, **options: Any
 ) -> Iterator[LoadResult]:
     """An open stream, with waits that suit a test."""
-    return Client(amp.url).sql(sql).load(destination, table, stream=True, backoff=QUICK, **options)
+    return Client(amp.url).sql(sql).load(destination, table, stream=True, retry=QUICK, **options)
 
 
 def until_head(amp: LocalAmp, destination: str, table: str = 'logs', **options: Any) -> list[LoadResult]:

@@ -15,11 +15,14 @@ from amp.streaming.resilience import (
     ErrorKind,
     ExponentialBackoff,
     ResilienceConfig,
+    RetryConfig,
 )
 
 __all__ = ['Attempts']
 
 T = TypeVar('T')
+
+_ONCE = RetryConfig(enabled=False)
 
 
 class Attempts:
@@ -58,7 +61,7 @@ class Attempts:
 
     def run(self, once: Callable[[], T], may_repeat: Callable[[], bool]) -> T:
         """What `once` returns, tried again after a transient failure as long as `may_repeat` says so."""
-        backoff = ExponentialBackoff(self.config.retry)
+        backoff = ExponentialBackoff(self.config.retry or _ONCE)
         while True:
             self.before()
             try:

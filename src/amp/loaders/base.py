@@ -312,7 +312,7 @@ class DataLoader(ABC, Generic[TConfig]):
 
         `connection_name` is for logs: it is never part of what names the stream. Raises AmpError when a unit fails.
         """
-        from amp.loaders.stream import follow_responses
+        from amp.loaders.given import follow_responses
 
         del connection_name
         yield from follow_responses(self, responses, table_name, **options)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from amp.errors import LoadError
-from amp.loaders.stream import StreamEngine, StreamSettings
+from amp.loaders.settings import StreamSettings
+from amp.loaders.stream import StreamEngine
 from amp.loaders.types import LoadMode, LoadResult
 from amp.loaders.unit import StreamJob
 from amp.streaming.iterator import End, StreamingResultIterator

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -21,73 +21,30 @@ from amp.errors import (
     DestinationError,
     IncompleteResultError,
     LoadError,
-    ProtocolError,
     SourceError,
     StaleEpochError,
     redact,
 )
+from amp.events import Committed, Retrying, Undone, emit
 from amp.loaders.evolution import evolution
 from amp.loaders.points import reached
+from amp.loaders.settings import FOR_EVER, Source, StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
-from amp.loaders.types import LabelConfig, LoadMode, LoadResult
+from amp.loaders.types import LoadMode, LoadResult
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
-from amp.streaming.backoff import Backoff
-from amp.streaming.iterator import END, End
+from amp.streaming.iterator import END
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
+from amp.streaming.resilience import ErrorClassifier, ExponentialBackoff
 from amp.streaming.types import BlockRange, ResponseBatch, ResumeWatermark
 
 if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
 
-__all__ = ['Source', 'StreamEngine', 'StreamSettings', 'follow_responses']
+__all__ = ['StreamEngine']
 
 logger = logging.getLogger('amp.stream')
 T = TypeVar('T')
-
-
-class Source(Protocol):
-    """One connection to the server, or any other row of batches."""
-
-    @property
-    def backlog(self) -> bool:
-        """True when the next batch is here already: there is no hurry to commit."""
-
-    @property
-    def repeatable(self) -> bool:
-        """True when it can be asked again from a position; False for batches that come only once."""
-
-    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
-        """The next batch; END after the last; None when `timeout` seconds passed. Raises what went wrong."""
-
-    def close(self) -> None:
-        """Stop it; harmless when it has ended."""
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a stream runs.
-
-    `retention` is the undo window in blocks. Under backlog a unit commits at the end of the microbatch that reaches
-    `commit_rows`, `commit_bytes` or `commit_seconds`; without backlog, at every one. A unit without rows may wait
-    `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
-    any progress (None: for ever). `column_types`, `label_config` and `schema_evolution` are those of a plain load.
-    """
-
-    retention: int = 128
-    strict: bool = True
-    create_table: bool = True
-    schema_evolution: str = 'freeze'
-    column_types: Mapping[str, str] | None = None
-    label_config: LabelConfig | None = None
-    resume: bool = True
-    accept_changed_query: bool = False
-    commit_rows: int = 1_000_000
-    commit_bytes: int = 256 * 1024**2
-    commit_seconds: float = 10.0
-    position_seconds: float = 0.0
-    retry_seconds: float | None = None
-    backoff: Backoff = field(default_factory=Backoff)
 
 
 @dataclass
@@ -118,6 +75,7 @@ class StreamEngine:
         self._connect = connect
         self._settings = settings
         evolution(settings.schema_evolution)
+        self._attempts = loader.attempts
         self._shape = loader.shape(settings.column_types, settings.label_config)
         self._claim = Claim.now(query)
         self._machine: StreamMachine
@@ -137,7 +95,7 @@ class StreamEngine:
     def run(self) -> Iterator[LoadResult]:
         """Results for ever, or until the source ends for good. Raises AmpError when a unit fails for good."""
         self._start()
-        backoff = self._settings.backoff.start()
+        backoff = ExponentialBackoff(self._settings.retry or self._attempts.config.retry or FOR_EVER)
         last_progress = time.monotonic()
         while True:
             commits = self._commits
@@ -154,14 +112,27 @@ class StreamEngine:
                     raise
                 failure = error
             if self._commits != commits:
-                backoff = self._settings.backoff.start()
+                backoff.reset()
                 last_progress = time.monotonic()
             self._give_up(failure, last_progress)
-            self._must_retake |= isinstance(failure, DestinationError)
+            if isinstance(failure, DestinationError):
+                self._must_retake = True
+                self._attempts.failed(failure)
             if failure is not None or self._commits == commits:
-                pause = next(backoff)
-                logger.info('waiting %.1f s before asking again: %s', pause, failure or 'nothing new')
-                time.sleep(pause)
+                self._pause(backoff, failure)
+
+    def _pause(self, backoff: ExponentialBackoff, failure: AmpError | None) -> None:
+        pause = backoff.next_delay()
+        if pause is None:
+            if failure is not None:
+                raise failure
+            # A server that ends its streams without news is asked again, slowly, for ever.
+            pause = backoff.config.max_backoff_ms / 1000
+        logger.info('waiting %.1f s before asking again: %s', pause, failure or 'nothing new')
+        if failure is not None:
+            kind = ErrorClassifier.classify(failure).value
+            emit(Retrying(self._job.key.name, kind, backoff.attempt, pause, failure))
+        time.sleep(pause)
 
     # One connection
 
@@ -261,6 +232,7 @@ class StreamEngine:
         if undo is None:
             undo, self._first_undo = self._first_undo, None
         reached('unit.begin')
+        self._attempts.before()
         unit = self._guarded(
             lambda: self._destination.begin(self._job, self._machine.committed, self._machine.next_id(), undo)
         )
@@ -274,7 +246,11 @@ class StreamEngine:
             return
         hand = self._hand or self._begin()
         reached('unit.before_data')
-        rows = self._guarded(lambda: hand.unit.write(stamp(batch, tx_id, batch_id)))
+        rows = 0
+        step = min(self._attempts.batch_size.rows, batch.num_rows)
+        for at in range(0, batch.num_rows, step):
+            part = stamp(batch.slice(at, step), tx_id, batch_id)
+            rows += self._guarded(lambda part=part: hand.unit.write(part))
         reached('unit.after_data')
         if rows < batch.num_rows:
             raise LoadError(
@@ -298,6 +274,7 @@ class StreamEngine:
 
     def _committed(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
         self._ranges, self._hand, self._doubt = [], None, None
+        self._attempts.succeeded()
         self._commits += 1
         self._fresh = False
         yield from self._results(hand, ranges)
@@ -335,7 +312,7 @@ class StreamEngine:
                 table=self._job.key.table,
                 loader=self._loader.name,
             )
-            failed.retryable = self._loader.is_transient(error)
+            failed.retryable = self._loader.is_transient(error) or ErrorClassifier.is_transient(error)
             raise failed from error
 
     # The stream as a whole
@@ -412,6 +389,7 @@ class StreamEngine:
     def _results(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
         duration = time.perf_counter() - hand.started
         undone = getattr(hand.unit, 'rows_undone', None)
+        self._tell(hand, duration, undone, ranges)
         if hand.undo is not None and hand.undo.is_reorg:
             result = self._result(0, duration, rows_undone=undone, ranges=())
             result.is_reorg = True
@@ -419,6 +397,15 @@ class StreamEngine:
             yield result
         if ranges or hand.undo is None:
             yield self._result(hand.rows, duration, ranges=ranges)
+
+    def _tell(self, hand: _InHand, seconds: float, undone: int | None, ranges: tuple[BlockRange, ...]) -> None:
+        loader, table, stream = self._loader.name, self._job.key.table, self._job.key.name
+        if hand.undo is not None and hand.undo.is_reorg:
+            depth = max((r.end - r.start + 1 for r in hand.undo.invalidated), default=0)
+            emit(Undone(loader, table, stream, undone, depth))
+        blocks = sum(r.end - r.start + 1 for r in ranges)
+        position = self._machine.committed.position.to_dict()
+        emit(Committed(loader, table, stream, hand.rows, hand.bytes, seconds, blocks, position))
 
     def _result(
         self,
@@ -446,52 +433,3 @@ class StreamEngine:
         return LoadResult(
             rows, duration, rate, self._job.key.table, self._loader.name, success, error=error, metadata=metadata
         )
-
-
-class _Given:
-    """Batches that a caller made: they come once, and cannot be asked for again."""
-
-    backlog = False
-    repeatable = False
-
-    def __init__(self, responses: Iterable[ResponseBatch]) -> None:
-        self._responses = iter(responses)
-        self._used = False
-
-    def connect(self, position: ResumeWatermark | None) -> _Given:
-        if self._used:
-            at = position.to_json() if position else 'the beginning'
-            raise ProtocolError(
-                f'the batches do not continue the stream, which stands at {at}',
-                hint='give batches that follow from there, or load from a query: it can be asked again',
-            )
-        self._used = True
-        return self
-
-    def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
-        del timeout
-        return next(self._responses, END)
-
-    def close(self) -> None:
-        """Nothing to stop."""
-
-
-def follow_responses(
-    loader: DataLoader[Any],
-    responses: Iterable[ResponseBatch],
-    table_name: str,
-    *,
-    stream_name: str | None = None,
-    mode: LoadMode | str = LoadMode.APPEND,
-    key_columns: Iterable[str] = (),
-    settings: StreamSettings | None = None,
-    **options: Any,
-) -> Iterator[LoadResult]:
-    """Drive a loader through batches that are already there. Ranges need no parent hash here.
-
-    Options that are none of these are settings (`retention=`, `create_table=`, ...); an unknown one is a TypeError.
-    """
-    key = StreamKey(table_name, stream_name or table_name)
-    job = StreamJob(key, LoadMode(mode), tuple(key_columns))
-    chosen = replace(settings or StreamSettings(strict=False), **options)
-    yield from StreamEngine(loader, job, _Given(responses).connect, chosen).run()

@@ -78,9 +78,12 @@ class CircuitBreakerConfig:
 
 @dataclass(frozen=True)
 class ResilienceConfig:
-    """The key `resilience` of a connection: `{'retry': {...}, 'back_pressure': {...}, 'circuit_breaker': {...}}`."""
+    """The key `resilience` of a connection: `{'retry': {...}, 'back_pressure': {...}, 'circuit_breaker': {...}}`.
 
-    retry: RetryConfig = field(default_factory=lambda: RetryConfig(max_retries=0))
+    Without `retry` a plain load is tried once, and a stream goes on trying for ever.
+    """
+
+    retry: RetryConfig | None = None
     back_pressure: BackPressureConfig = field(default_factory=BackPressureConfig)
     circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
 
@@ -103,7 +106,7 @@ class ResilienceConfig:
                 f'unknown resilience key {unknown[0]!r}', hint='keys: retry, back_pressure, circuit_breaker'
             )
         return cls(
-            retry=_built(RetryConfig, config.get('retry')),
+            retry=None if config.get('retry') is None else _built(RetryConfig, config['retry']),
             back_pressure=_built(BackPressureConfig, config.get('back_pressure')),
             circuit_breaker=_built(CircuitBreakerConfig, config.get('circuit_breaker'), enabled=True),
         )

@@ -18,12 +18,14 @@ import pytest
 from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
 from amp.loaders import points
 from amp.loaders.implementations.postgresql_loader import PostgreSQLConfig, PostgreSQLLoader
+from amp.loaders.settings import StreamSettings
 from amp.loaders.sql import quote
-from amp.loaders.stream import END, StreamEngine, StreamSettings
+from amp.loaders.stream import StreamEngine
 from amp.loaders.unit import Claim, StreamJob
 from amp.streaming import ResponseBatch
-from amp.streaming.backoff import Backoff
+from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey
+from amp.streaming.resilience import RetryConfig
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
@@ -122,7 +124,12 @@ class Asked:
 def follow(loader, responses: list[ResponseBatch], table='t', **settings) -> list[Any]:
     """Run a stream that is tried again, until the last of `responses` is committed."""
     key = StreamKey(table, table)
-    chosen = StreamSettings(strict=False, backoff=Backoff(0.01, 0.2), retry_seconds=20, **settings)
+    chosen = StreamSettings(
+        strict=False,
+        retry=RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=200),
+        retry_seconds=20,
+        **settings,
+    )
     results = []
     for result in StreamEngine(loader, StreamJob(key), Asked(responses).connect, chosen).run():
         results.append(result)
@@ -611,7 +618,11 @@ def test_an_older_writer_inside_a_unit_holds_nobody_up_and_does_not_come_back(ow
             return got
 
     def run_older():
-        settings = StreamSettings(strict=False, backoff=Backoff(0.01, 0.1), retry_seconds=20)
+        settings = StreamSettings(
+            strict=False,
+            retry=RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=100),
+            retry_seconds=20,
+        )
         job = StreamJob(StreamKey('t', 't'))
         with PostgreSQLLoader(own_schema) as loader:
             try:
