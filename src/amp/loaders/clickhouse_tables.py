@@ -83,18 +83,17 @@ class ClickHouseTables:
 
     def find(self, name: str) -> Table | None:
         """The table as it is now; None when it is not there."""
-        where = f'database = {literal(self._database)} AND'
-        found = self._session.run(
-            f'SELECT engine, partition_key FROM system.tables WHERE {where} name = {literal(name)}'
-        )
-        if not found:
-            return None
         rows = self._session.run(
-            f'SELECT name, type, comment FROM system.columns WHERE {where} table = {literal(name)} '
-            "AND default_kind NOT IN ('MATERIALIZED', 'ALIAS', 'EPHEMERAL') ORDER BY position"
+            'SELECT t.engine, t.partition_key, c.name, c.type, c.comment FROM system.columns AS c '
+            'JOIN system.tables AS t ON t.database = c.database AND t.name = c.table '
+            f'WHERE c.database = {literal(self._database)} AND c.table = {literal(name)} '
+            f'AND t.database = {literal(self._database)} AND t.name = {literal(name)} '
+            "AND c.default_kind NOT IN ('MATERIALIZED', 'ALIAS', 'EPHEMERAL') ORDER BY c.position"
         )
-        columns = {column: Column(column, kind, comment) for column, kind, comment in rows}
-        return Table(name, self.quoted(name), columns, *found[0])
+        if not rows:
+            return None
+        columns = {column: Column(column, kind, comment) for _, _, column, kind, comment in rows}
+        return Table(name, self.quoted(name), columns, *rows[0][:2])
 
     def get(self, name: str) -> Table:
         """The table as it is now. Raises DestinationError when it is not there."""

@@ -1,0 +1,74 @@
+"""ClickHouse may call itself exactly-once: over HTTP, and with the engine inside the process that is killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
+from amp.testing.conformance import Destination
+from amp.testing.suite import ExactlyOnceTests
+from tests.support.tcp_proxy import TcpProxy
+
+POINTS = ExactlyOnceTests.needed_points | {
+    'intent.written',
+    'undo.after',
+    'insert.before',
+    'insert.after',
+    'document.before',
+    'document.inserted',
+    'commit.before',
+    'commit.after',
+}
+
+
+class _LosesCommits:
+    """A network that loses the answer to the insert of a document."""
+
+    def __init__(self, proxy: TcpProxy, config: dict[str, Any]) -> None:
+        self._proxy = proxy
+        self._lost = 0
+        self.config = {**config, 'host': '127.0.0.1', 'port': proxy.port}
+
+    def lose_replies(self) -> None:
+        self._lost = self._proxy.cuts + 1
+        self._proxy.lose_reply_to(b'insert_deduplication_token')
+
+    def heal(self) -> None:
+        assert self._proxy.cuts == self._lost, 'no answer was lost'
+
+
+def _count_raw(loader: Any, name: str) -> int:
+    table = loader.tables.get(name)
+    hidden = loader._hidden(table)
+    [[rows, unfinished]] = loader.session.run(f'SELECT count(), countIf({hidden or "false"}) FROM {table.quoted}')
+    if table.keys is None:
+        return int(rows)
+    # Rows that newer ones have replaced stay for as long as those may be taken back.
+    return int(unfinished) + loader.get_table_info(name)['row_count']
+
+
+@pytest.mark.clickhouse
+class TestClickHouse(ExactlyOnceTests):
+    needed_points = POINTS
+
+    @pytest.fixture(autouse=True)
+    def _server(self, clickhouse_test_config):
+        self.server = clickhouse_test_config
+
+    def make_destination(self, tmp_path):
+        # A database of its own: the streams of other tests are none of ours.
+        # The disk need not be waited for: processes die here, not the machine.
+        config = {**self.server, 'database': f'chaos_{tmp_path.name[-40:]}'.lower(), 'durable': False}
+        with ClickHouseLoader(self.server) as loader:
+            loader.session.do(f'CREATE DATABASE IF NOT EXISTS `{config["database"]}`')
+
+        @contextmanager
+        def proxy() -> Iterator[_LosesCommits]:
+            with TcpProxy(config['host'], config['port']) as network:
+                yield _LosesCommits(network, config)
+
+        return Destination('clickhouse', config, proxy=proxy, count_raw=_count_raw)
