@@ -55,9 +55,10 @@ class Environment:
         # A forked child must not use its parent's environment, hence the process in the key.
         key = (os.getpid(), Path(os.path.realpath(path)))
         with cls._opening:
-            environment = cls._opened.get(key)
+            environment: Environment | None = cls._opened.get(key)
             if environment is None:
-                environment = cls._opened[key] = cls(key, map_size, sync=sync)
+                environment = Environment(key, map_size, sync=sync)
+                cls._opened[key] = environment
             elif sync and not environment._sync:
                 environment._make_durable()
             environment._users += 1

@@ -30,7 +30,8 @@ __all__ = ['Databases', 'DuplicateKeysError', 'Table', 'covers', 'kept_schema']
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
 
-Column: TypeAlias = 'pa.Array[Any]'
+Column: TypeAlias = Any
+"""An Arrow array. Its stubs know arrays of one type only."""
 
 _BATCH = struct.Struct('>QIIH')
 _PIECE = struct.Struct('>QI')
@@ -94,8 +95,8 @@ class Table:
     def replace(self, batch: pa.RecordBatch, numbering: Numbering, *, reversible: bool) -> None:
         """Rows in the place of those with the same keys; of several with one key the last counts."""
         batch = batch.take(self._last_of_equals(batch, numbering))
-        keys, rows = self._encoded(batch, numbering)
-        keys = list(keys)
+        ordered, rows = self._encoded(batch, numbering)
+        keys = list(ordered)
         if reversible:
             self._keep_before(keys, numbering.tx_id)
         with self._txn.cursor(self._databases.rows) as cursor:

@@ -10,86 +10,26 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from amp.errors import AmpError, ConfigError, LoadError, SchemaError
-from amp.loaders.arrow_types import kind_of, type_table
-from amp.loaders.json_text import plain
+from amp.errors import AmpError, LoadError
 from amp.loaders.lmdb_catalog import Catalog, Intent, TableRecord, database_names
 from amp.loaders.lmdb_environment import Environment
-from amp.loaders.lmdb_table import Databases, Table, kept_schema
+from amp.loaders.lmdb_layout import Layout, aligned
+from amp.loaders.lmdb_table import Databases, Table
 from amp.loaders.points import reached
-from amp.loaders.row_keys import ROW, KeySpec, Numbering
+from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
-__all__ = ['Layout', 'Store', 'StreamTarget', 'Write']
+__all__ = ['Store', 'StreamTarget', 'Write']
 
 _IN_MEMORY = 16 << 20
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a configuration says of tables that are yet to be written."""
-
-    layout: str | None = None
-    serialization: str = 'arrow'
-    key_column: str | None = None
-    key_pattern: str | None = None
-
-    @property
-    def is_by_row(self) -> bool:
-        """True when it asks for rows rather than whole batches."""
-        keyed = self.key_column is not None or self.key_pattern is not None
-        return keyed or self.layout == 'rows' or self.serialization == 'msgpack'
-
-    def decide(self, record: TableRecord, table: str, mode: LoadMode, key_columns: Sequence[str]) -> TableRecord:
-        """The record with its layout, for a first write or a later one. Raises ConfigError or SchemaError."""
-        upserts = mode in {LoadMode.UPSERT, LoadMode.MERGE}
-        key = self._key(table, kept_schema(record).names)
-        if key is None and upserts:
-            key = KeySpec.of_columns(key_columns)
-        if record.layout is None:
-            record = self._decided(record, key)
-        elif key is not None and key != record.key:
-            raise ConfigError(
-                f'the rows of {table!r} are found by {_told(record)}, not by {", ".join(key.columns) or "number"}',
-                hint='leave the key out of the configuration, or use another table',
-            )
-        if upserts and (record.key is None or set(record.key.columns) != set(key_columns)):
-            raise ConfigError(
-                f'the rows of {table!r} are found by {_told(record)}, so they cannot be replaced by '
-                f'{", ".join(key_columns)}',
-                hint='key_columns must be the columns of the key; load by key into a table of its own',
-            )
-        return record
-
-    def landed(self, schema: pa.Schema, layout: str | None) -> pa.Schema:
-        """The columns as a table keeps them. Raises SchemaError for one that it cannot keep."""
-        if layout == 'rows' or (layout is None and self.is_by_row):
-            landings = type_table('lmdb').landings(schema)
-            return pa.schema([pa.field(landing.name, landing.wire) for landing in landings])
-        return pa.schema([pa.field(field.name, _plain_type(field)) for field in schema])
-
-    def _key(self, table: str, columns: Sequence[str]) -> KeySpec | None:
-        if self.key_column is not None:
-            return KeySpec.of_columns([self.key_column])
-        if self.key_pattern is not None:
-            return KeySpec.of_pattern(self.key_pattern, table, columns)
-        return None
-
-    def _decided(self, record: TableRecord, key: KeySpec | None) -> TableRecord:
-        if key is None and not self.is_by_row:
-            return replace(record, layout='batches')
-        key = key or KeySpec((('column', ROW),))
-        key.check(record.schema)
-        schema = self.landed(record.schema, 'rows')
-        return TableRecord(schema, 'rows', self.serialization, key)
 
 
 @dataclass(frozen=True)
@@ -137,17 +77,11 @@ class Store:
 
 @dataclass(frozen=True)
 class StreamTarget:
-    """The stream that a write belongs to: what is committed before it, its first id, and what it takes back."""
+    """The stream that a write belongs to: what is committed before it, and what it takes back."""
 
     key: StreamKey
     state: StreamState
-    first_id: int
     undo: Undo | None = None
-
-    @property
-    def ids(self) -> IdRun:
-        """Every id that this write, and any later one of the stream, can use."""
-        return IdRun(self.first_id, self.state.interval.last)
 
 
 class Write:
@@ -254,7 +188,7 @@ class Write:
         if self._stream is None:
             load_id = intent.run.first if intent is not None else catalog.next_load()
         if not last and intent is None:
-            run = IdRun(load_id, load_id) if self._stream is None else self._stream.ids
+            run = IdRun(load_id, load_id) if self._stream is None else self._ids()
             intent = Intent.ours(self._name, run)
             catalog.save_intent(intent)
         table = self._table(txn, databases, decided)
@@ -262,6 +196,12 @@ class Write:
         for batch in self._spool.batches():
             self._put_batch(table, decided, batch, numbers, load_id, is_split=not last or intent is not None)
         return numbers, intent
+
+    def _ids(self) -> IdRun:
+        """Every id that this unit, and any later one of its stream, can use."""
+        first = next(self._spool.batches()).column(TX_ID)[0].as_py()
+        last = self._stream.state.interval.last if self._stream is not None else first
+        return IdRun(first, last)
 
     def _put_batch(
         self,
@@ -305,65 +245,6 @@ class Write:
 
     def _table(self, txn: Any, databases: Databases, record: TableRecord) -> Table:
         return Table(txn, databases, self._name, record, self._store.environment.longest_key)
-
-
-def aligned(batch: pa.RecordBatch, record: TableRecord, layout: Layout) -> pa.RecordBatch:
-    """The batch in the columns of its table, without ids. Raises SchemaError for a column that does not fit."""
-    schema = kept_schema(record)
-    extra = [name for name in batch.schema.names if name not in schema.names and name != TX_ID]
-    if extra:
-        raise SchemaError(f'the rows have the column {extra[0]!r}, which the table lacks', column=extra[0])
-    landed = layout.landed(batch.schema, record.layout)
-    columns: list[Any] = []
-    for field in schema:
-        at = batch.schema.get_field_index(field.name)
-        if at < 0:
-            columns.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        if record.layout == 'rows':
-            column: Any = type_table('lmdb').landing(batch.schema.field(at)).land(batch.column(at))
-        else:
-            column = plain(batch.column(at))
-        columns.append(_fitted(column, field, landed.field(at).type))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _fitted(column: Any, field: pa.Field[Any], kind: Any) -> Any:
-    if kind.equals(field.type):
-        return column
-    if _family(kind) == _family(field.type) != 'other' or pa.types.is_null(kind):
-        try:
-            return column.cast(field.type)
-        except pa.ArrowInvalid as error:
-            raise SchemaError(f'column {field.name!r} has a value that does not fit {field.type}: {error}') from error
-    raise SchemaError(
-        f'column {field.name!r} is {field.type} in the table and {kind} in the rows',
-        hint='cast it in the query, or load into another table',
-        column=field.name,
-    )
-
-
-def _family(kind: Any) -> str:
-    """Types between which a value is either kept exactly or refused."""
-    if pa.types.is_integer(kind):
-        return 'integer'
-    name = kind_of(kind)
-    return name if name in {'text', 'bytes', 'decimal', 'decimal256'} else 'other'
-
-
-def _plain_type(field: pa.Field[Any]) -> Any:
-    kind: Any = field.type
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        kind = kind.value_type
-    if 'dictionary' in str(kind) or isinstance(kind, pa.BaseExtensionType):
-        raise SchemaError(f'LMDB has no type for column {field.name!r} of type {kind}', column=field.name)
-    return kind
-
-
-def _told(record: TableRecord) -> str:
-    if record.key is None:
-        return 'number, in whole batches'
-    return ', '.join(record.key.columns) or 'number'
 
 
 class _Spool:

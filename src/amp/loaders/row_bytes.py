@@ -26,11 +26,12 @@ __all__ = ['RowBytes', 'Slices', 'gather', 'own_values']
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
 
-Column: TypeAlias = 'pa.Array[Any]'
-Numbers: TypeAlias = 'np.ndarray[Any, np.dtype[Any]]'
+Column: TypeAlias = Any
+"""An Arrow array. Its stubs know arrays of one type only."""
+Numbers: TypeAlias = Any
+"""A numpy array; Arrow's stubs do not know that it is a buffer."""
 
 _HEADER = np.dtype([('tx', '<i8'), ('columns', '<u2')])
-_NOTHING = pa.scalar(b'', pa.binary())
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class RowBytes:
             parts.append(self._decode(rows.select(chosen), int(count)))
             order.append(chosen)
         merged = pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
-        return merged.take(pa.array(np.argsort(np.concatenate(order)))), heads['tx']
+        back: Any = np.argsort(np.concatenate(order))
+        return merged.take(back), heads['tx']
 
     def _decode(self, rows: Slices, count: int) -> pa.RecordBatch:
         own = pa.schema([self.schema.field(i) for i in range(count)])
@@ -166,19 +168,19 @@ def _bytes(column: Any) -> Column:
 def as_binary(rows: Numbers) -> Column:
     """Items of one width as `binary`, without a copy."""
     width = rows.dtype.itemsize
-    offsets = np.arange(0, (len(rows) + 1) * width, width, dtype=np.int64)
-    buffers: Sequence[Any] = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(rows.data)]
-    if len(rows) * width < 1 << 31:
-        return pa.Array.from_buffers(pa.binary(), len(rows), buffers)
-    return pa.Array.from_buffers(pa.large_binary(), len(rows), [None, pa.py_buffer(offsets), buffers[2]])
+    is_large = len(rows) * width >= 1 << 31
+    offsets: Numbers = np.arange(0, (len(rows) + 1) * width, width, dtype=np.int64 if is_large else np.int32)
+    kind: Any = pa.large_binary() if is_large else pa.binary()
+    return pa.Array.from_buffers(kind, len(rows), [None, pa.py_buffer(offsets), pa.py_buffer(rows.data)])
 
 
 def gather_offsets(data: pa.Buffer, starts: Numbers, ends: Numbers) -> Column:
     """The pieces of a buffer, as `large_binary`: copied together by Arrow, not one by one."""
-    both = np.empty(2 * len(starts) + 1, np.int64)
+    both: Numbers = np.empty(2 * len(starts) + 1, np.int64)
     both[0:-1:2], both[1::2], both[-1] = starts, ends, data.size
     every = pa.Array.from_buffers(pa.large_binary(), 2 * len(starts), [None, pa.py_buffer(both), data])
-    return every.take(pa.array(np.arange(0, 2 * len(starts), 2)))
+    wanted: Any = np.arange(0, 2 * len(starts), 2)
+    return every.take(pa.array(wanted))
 
 
 def gather(data: pa.Buffer, starts: Numbers, ends: Numbers) -> memoryview:
@@ -198,14 +200,14 @@ def _variable(kind: Any, rows: int, values: Column, valid: Numbers) -> Column:
 def _fixed(kind: Any, rows: int, values: Numbers | None, valid: Numbers) -> Column:
     if pt.is_null(kind) or values is None:
         return pa.nulls(rows, kind) if pt.is_null(kind) else _with_nulls(kind, rows, [pa.py_buffer(b'')], valid)
-    own = np.ascontiguousarray(values)
+    own: Numbers = np.ascontiguousarray(values)
     if pt.is_boolean(kind):
-        packed = np.packbits(own.view(np.uint8), bitorder='little')
+        packed: Numbers = np.packbits(own.view(np.uint8), bitorder='little')
         return _with_nulls(kind, rows, [pa.py_buffer(packed)], valid)
     return _with_nulls(kind, rows, [pa.py_buffer(own.view(np.uint8))], valid)
 
 
 def _with_nulls(kind: Any, rows: int, buffers: Sequence[Any], valid: Numbers) -> Column:
     nulls = rows - int(np.count_nonzero(valid))
-    bits = pa.py_buffer(np.packbits(valid, bitorder='little')) if nulls else None
-    return pa.Array.from_buffers(kind, rows, [bits, *buffers], nulls)
+    packed: Numbers = np.packbits(valid, bitorder='little')
+    return pa.Array.from_buffers(kind, rows, [pa.py_buffer(packed) if nulls else None, *buffers], nulls)

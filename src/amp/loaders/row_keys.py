@@ -25,7 +25,8 @@ __all__ = ['ROW', 'KeySpec', 'Numbering']
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
 
-Column: TypeAlias = 'pa.Array[Any]'
+Column: TypeAlias = Any
+"""An Arrow array. Its stubs know arrays of one type only."""
 
 ROW = ''
 """Stands in the place of a column's name where the row is named by what wrote it."""
@@ -108,7 +109,7 @@ class KeySpec:
             else:
                 pieces.append(_piece(name, batch.column(name), several=several))
         if len(pieces) == 1:
-            return pieces[0]  # type: ignore[no-any-return]
+            return pieces[0]
         joined: Column = pc.binary_join_element_wise(*pieces, pa.scalar(b'', pa.binary()))
         return joined
 

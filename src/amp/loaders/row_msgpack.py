@@ -24,8 +24,9 @@ __all__ = ['RowMsgpack']
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
 
-Column: TypeAlias = 'pa.Array[Any]'
-Numbers: TypeAlias = 'np.ndarray[Any, np.dtype[Any]]'
+Column: TypeAlias = Any
+"""An Arrow array. Its stubs know arrays of one type only."""
+Numbers: TypeAlias = Any
 
 _NIL, _FALSE, _TRUE = 0xC0, 0xC2, 0xC3
 _MAP32, _STR32, _BIN32, _INT64 = 0xDF, 0xDB, 0xC6, 0xD3
@@ -47,9 +48,10 @@ class RowMsgpack:
         for field, column in zip(batch.schema, batch.columns, strict=True):
             pieces += [pa.scalar(head + _name(field.name), pa.binary()), *_cells(column)]
             head = b''
-        if not batch.num_columns:
-            return pa.repeat(pa.scalar(head, pa.binary()), batch.num_rows)
-        joined: Column = pc.binary_join_element_wise(*pieces, _NOTHING)
+        if not any(isinstance(piece, pa.Array) for piece in pieces):
+            # Of scalars alone the join would be one.
+            pieces.insert(0, pa.repeat(_NOTHING, batch.num_rows))
+        joined: Column = pc.binary_join_element_wise(*pieces, pa.scalar(head, pa.binary()), _NOTHING)
         return joined
 
     def decode(self, rows: Slices) -> tuple[pa.RecordBatch, Numbers]:
@@ -98,8 +100,8 @@ def _number(kind: Any) -> _Number | None:
 def _whole(column: Any) -> Column:
     """Times as the numbers of their unit."""
     if pt.is_temporal(column.type):
-        return column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())  # type: ignore[no-any-return]
-    return column  # type: ignore[no-any-return]
+        return column.view(pa.int32() if column.type.bit_width == 32 else pa.int64())
+    return column
 
 
 def _cells(column: Any) -> list[Any]:
@@ -137,7 +139,7 @@ class _Walk:
     def __init__(self, rows: Slices, offset: int) -> None:
         self.rows = rows
         self.at: Numbers = rows.starts + offset
-        self._bytes = np.frombuffer(rows.data, np.uint8)
+        self._bytes = np.frombuffer(memoryview(rows.data), np.uint8)
 
     def of(self, chosen: Numbers) -> _Walk:
         """The same places of some rows."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import lmdb
@@ -16,8 +17,9 @@ from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
 from amp.loaders.lmdb_catalog import FIRST_STREAM_ID, TableRecord, database_names
 from amp.loaders.lmdb_environment import Environment
+from amp.loaders.lmdb_layout import Layout
 from amp.loaders.lmdb_table import Table
-from amp.loaders.lmdb_unit import Layout, Store, StreamTarget, Write
+from amp.loaders.lmdb_unit import Store, StreamTarget, Write
 from amp.loaders.points import reached
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.types import LoadMode
@@ -118,7 +120,7 @@ class LMDBLoader(DataLoader[LMDBConfig]):
         for table in {intent.table for intent in dead}:
             store.make_databases(table)
         for intent in dead:
-            store.environment.write(lambda txn, intent=intent: store.sweep(txn, intent))
+            store.environment.write(partial(store.sweep, intent=intent))
 
     # Plain loads
 
@@ -145,7 +147,7 @@ class LMDBLoader(DataLoader[LMDBConfig]):
             catalog = store.catalog(txn)
             record = catalog.table(table_name)
             if record is None:
-                catalog.save_table(table_name, TableRecord(store.layout.landed(schema, None)))
+                catalog.save_table(table_name, store.layout.begun(schema, table_name))
                 return True
             # The table may be older than its first stream.
             stamps = [schema.field(n) for n in STAMP_COLUMNS if n in schema.names and n not in record.schema.names]
@@ -323,14 +325,15 @@ class LMDBLoader(DataLoader[LMDBConfig]):
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _LMDBUnit:
         """Open a unit; nothing is locked before it has to be written."""
-        return _LMDBUnit(self.store, job, state, first_id, undo)
+        del first_id
+        return _LMDBUnit(self.store, job, state, undo)
 
 
 class _LMDBUnit:
     """One unit of a stream."""
 
-    def __init__(self, store: Store, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> None:
-        target = StreamTarget(job.key, state, first_id, undo)
+    def __init__(self, store: Store, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
+        target = StreamTarget(job.key, state, undo)
         self._write = Write(store, job.key.table, job.mode, job.key_columns, target)
 
     @property
