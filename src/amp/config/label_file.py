@@ -17,7 +17,7 @@ import pyarrow.compute
 from amp.config.hex_text import Column, decode_hex, fixed_width
 from amp.errors import ConfigError
 
-__all__ = ['LabelFileNotFoundError', 'hex_width', 'is_address_name', 'plain', 'read_label']
+__all__ = ['hex_width', 'is_address_name', 'plain', 'read_label']
 
 pc: Any = pyarrow.compute
 
@@ -33,22 +33,19 @@ _DECIMAL = r'^(0|-?[1-9][0-9]*|-?(0|[1-9][0-9]*)\.[0-9]+)$'
 _BLOCK_BYTES = 16 * 1024**2
 
 
-class LabelFileNotFoundError(ConfigError, FileNotFoundError):
-    """The file of a label is not where it should be."""
-
-
 def read_label(path: Path, binary_columns: Sequence[str] | None = None) -> pa.Table:
     """The table of a CSV (also `.tsv` and compressed) or Parquet file, one chunk a column.
 
     Columns of hex whose name contains `address`, and those of `binary_columns`, become fixed-size binary; an empty
-    `binary_columns` leaves all as they are. Raises ConfigError, which for a value that is not hex names row and column.
+    `binary_columns` leaves all as they are. Raises FileNotFoundError, and ConfigError, which for a value that is not
+    hex names row and column.
     """
     try:
         with path.open('rb') as file:
             is_parquet = file.read(4) == b'PAR1'
         table = _read_parquet(path) if is_parquet else _read_csv(path)
-    except FileNotFoundError as error:
-        raise LabelFileNotFoundError(f'there is no label file {path}', hint=_place(path), path=str(path)) from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise ConfigError(f'the label file {path} cannot be read: {error.strerror or error}') from error
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -198,9 +195,3 @@ def _says_the_same(texts: Column, numbers: Column) -> bool:
 
 def _matches(texts: Column, pattern: str) -> Any:
     return pc.match_substring_regex(texts, pattern)
-
-
-def _place(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f'the folder {path.parent} does not exist'
-    return 'relative paths are looked for in label_dir or AMP_LABEL_DIR'

@@ -9,17 +9,22 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from amp.config.label_file import LabelFileNotFoundError, plain, read_label
-from amp.config.label_index import Form, LabelIndex, form_of
 from amp.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from amp.config.label_index import Form, LabelIndex
 
 __all__ = ['Label', 'LabelFileNotFoundError', 'LabelManager']
 
 logger = logging.getLogger('amp.labels')
+
+
+class LabelFileNotFoundError(ConfigError, FileNotFoundError):
+    """The file of a label is not where it should be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,8 @@ class Label:
 
     def index(self, columns: Sequence[str], forms: Sequence[Form], many: bool) -> LabelIndex:
         """How rows are found by these columns: built when first asked for. Raises ConfigError for doubled keys."""
+        from amp.config.label_index import LabelIndex
+
         wanted = (tuple(columns), tuple(forms), many)
         with self._lock:
             if wanted not in self._indexes:
@@ -44,6 +51,9 @@ class Label:
 
     def form(self, column: str, kind: pa.DataType, stream_column: str) -> Form:
         """How a key column is compared with one of type `kind`. Raises ConfigError when it cannot be."""
+        from amp.config.label_file import plain
+        from amp.config.label_index import form_of
+
         with self._lock:
             if (column, kind) not in self._forms:
                 where = f'label {self.name!r}, {column} = {stream_column}'
@@ -177,12 +187,22 @@ class LabelManager:
 
 
 def _read(name: str, source: _Source) -> Label:
-    # Before the file is read: one replaced meanwhile is then read again, never taken for the newest.
+    # Arrow's functions take a while to import, and most clients have no labels.
+    from amp.config.label_file import read_label
+
     try:
+        # Before the file is read: one replaced meanwhile is then read again, never taken for the newest.
         signature = _signature(source.path)
-    except OSError:
-        signature = ()
-    return Label(name, source.path, read_label(source.path, source.binary_columns), signature)
+        table = read_label(source.path, source.binary_columns)
+    except FileNotFoundError as error:
+        folder = source.path.parent
+        hint = 'relative paths are looked for in label_dir or AMP_LABEL_DIR'
+        raise LabelFileNotFoundError(
+            f'there is no label file {source.path}',
+            hint=hint if folder.is_dir() else f'the folder {folder} does not exist',
+            path=str(source.path),
+        ) from error
+    return Label(name, source.path, table, signature)
 
 
 def _signature(path: Path) -> tuple[int, ...]:
