@@ -133,6 +133,8 @@ class Engine:
         return context
 
     def _planning_error(self, text: str) -> QueryError:
+        if 'RecursionLimitExceeded' in text:
+            return invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', 'recursion limit exceeded'))
         if 'ParserError' in text:
             message = re.sub(r'^SQL error: (\w+)\("?(.*?)"?\)$', r'sql parser error: \2', text, flags=re.DOTALL)
             return invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', message))

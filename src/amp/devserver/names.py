@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,7 @@ def check_references(sql: str) -> None:
                 raise invalid_argument(caused_by(_UNRESOLVED, f'Invalid table name: {table!r}'))
 
 
-def _dotted(tokens: list[Token], at: int) -> list[str]:
+def _dotted(tokens: Sequence[Token], at: int) -> list[str]:
     """The identifiers that stand there with dots between them; none for a function or a sub-query."""
     parts: list[str] = []
     while at < len(tokens):

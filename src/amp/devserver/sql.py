@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
+from amp.devserver.limits import MAX_CHAIN, MAX_CHARACTERS, too_long_a_chain
 from amp.errors import QueryError
 
 __all__ = ['Statement', 'Token', 'caused_by', 'internal', 'invalid_argument', 'parse_statement', 'tokens_of']
@@ -82,7 +84,8 @@ class Token:
         return self.text[1:-1].replace("''", "'")
 
 
-def tokens_of(sql: str) -> list[Token]:
+@lru_cache(maxsize=32)
+def tokens_of(sql: str) -> tuple[Token, ...]:
     """The tokens of `sql` without space and comments; comments may hold comments."""
     tokens: list[Token] = []
     at = 0
@@ -94,7 +97,7 @@ def tokens_of(sql: str) -> list[Token]:
         elif kind != 'skip':
             # The tag of a dollar-quoted text is a group inside of the text's.
             tokens.append(Token('text' if kind == 'tag' else kind, match.group(), match.start(), at))
-    return tokens
+    return tuple(tokens)
 
 
 def _end_of_comment(sql: str, at: int) -> int:
@@ -109,10 +112,14 @@ def _end_of_comment(sql: str, at: int) -> int:
 
 
 def parse_statement(sql: str) -> Statement:
-    """The only statement of `sql`. Raises QueryError (INVALID_ARGUMENT) for none, for several, and for bad SETTINGS."""
+    """The only statement of `sql`. Raises QueryError (INVALID_ARGUMENT) for none, for several, and when it is too large."""
     if not sql.strip():
         raise invalid_argument('invalid query: the SQL query is empty')
+    if len(sql) > MAX_CHARACTERS:
+        raise invalid_argument(f'invalid query: the SQL query has {len(sql)} characters, more than {MAX_CHARACTERS}')
     tokens = tokens_of(sql)
+    if too_long_a_chain(tokens):
+        raise invalid_argument(f'invalid query: more than {MAX_CHAIN} operators are chained in one expression')
     statements: list[list[Token]] = [[]]
     for token in tokens:
         if token.text == ';':

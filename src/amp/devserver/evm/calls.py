@@ -10,6 +10,8 @@ from amp.devserver.sql import Token, tokens_of
 __all__ = ['Call', 'calls_block_num', 'find_calls']
 
 _OPEN = {'(': ')', '[': ']', '{': '}'}
+# What is nested deeper is not planned: the parser gives up at 50.
+_MAX_DEPTH = 60
 _CLOSE = set(_OPEN.values())
 
 
@@ -92,6 +94,8 @@ def _arguments(tokens: Sequence[Token], at: int) -> tuple[tuple[Token, ...], ...
             part = []
             continue
         depth += token.kind == 'mark' and token.text in _OPEN
+        if depth > _MAX_DEPTH:
+            return None
         depth -= token.kind == 'mark' and token.text in _CLOSE
         part.append(token)
     return None
