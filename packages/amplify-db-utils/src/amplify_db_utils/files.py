@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,11 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
-from amplify_db_utils.log import partitions_of
+from amplify_db_utils.log import Snapshot, partitions_of
 from amplify_db_utils.storage import Storage
 
 _ROW_GROUP = 1 << 18  # rows
+_MANY_PARTITIONS = 64  # of one call; files for each block of records would be too many
 _LONGEST_BOUND = 64  # characters of a text that is worth keeping as a bound
 
 
@@ -62,6 +64,31 @@ class Staging:
             return
         with ThreadPoolExecutor(self._threads) as pool:
             self.adds += pool.map(write, groups)
+
+    def add_all(self, tables: Iterator[pa.Table]) -> None:
+        """Write several tables, each while the next is made; as one where the partitions are many and the files small."""
+        first = next(tables, None)
+        if first is None:
+            return
+        second = next(tables, None)
+        if second is None:
+            self.add(first)
+        elif first.select(self.partition_by).group_by(self.partition_by).aggregate([]).num_rows > _MANY_PARTITIONS:
+            self.add(pa.concat_tables([first, second, *tables]))
+        else:
+            with ThreadPoolExecutor(1) as pool:
+                under_way = pool.submit(self.add, first)
+                for table in chain([second], tables):
+                    under_way.result()
+                    under_way = pool.submit(self.add, table)
+                under_way.result()
+
+    def replaces(self, snapshot: Snapshot) -> list[int]:
+        """The files of a snapshot in the partitions that were written here (without partitions: all), for `commit`."""
+        written = {tuple(add.partition_values[key] for key in self.partition_by) for add in self.adds}
+        if not self.partition_by:
+            written = {()}
+        return [at for at, partition in enumerate(snapshot.partitions) if partition in written]
 
     def _write(self, path: str, folder: str, rows: pa.Table) -> tuple[int, pq.FileMetaData]:
         where = self.storage.path(self.directory, path)

@@ -24,19 +24,17 @@ def dicts(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
 def values(column: pa.Array) -> list[Any]:
     """A column as Python values: what `to_pylist` gives, but faster for plain types."""
     kind = column.type
-    if pa.types.is_primitive(kind) and not (
-        pa.types.is_time(kind) or pa.types.is_duration(kind) or _beyond_numpy(kind)
-    ):
+    if pa.types.is_primitive(kind) and not _beyond_numpy(kind):
         return _plain(column)
     result: list[Any] = column.to_pylist()
     return result
 
 
 def _beyond_numpy(kind: pa.DataType) -> bool:
-    # Nanoseconds do not fit Python's datetime, and float16 has no plain Python form of its own.
-    return bool(
-        pa.types.is_decimal(kind) or (pa.types.is_timestamp(kind) and kind.unit == 'ns') or kind == pa.float16()
-    )
+    # Only whole and real numbers, yes/no, and moments that Python's datetime can hold go the fast way.
+    if pa.types.is_timestamp(kind):
+        return bool(kind.unit == 'ns')
+    return not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or kind in {pa.float32(), pa.float64()})
 
 
 def _plain(column: pa.Array) -> list[Any]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 from deltalake.exceptions import CommitFailedError
 
-from amplify_db_utils import adopt, filters, maintenance, names, records, registry, rows
+from amplify_db_utils import adopt, filters, maintenance, names, registry, rows
 from amplify_db_utils.base import ColumnarStore, Filters, Records, Select, TableSchema
 from amplify_db_utils.config import DuckDBParquetConfig
 from amplify_db_utils.engine import Engine
 from amplify_db_utils.errors import BadFilter, SchemaConflict, TableNotFound
 from amplify_db_utils.files import Staging
-from amplify_db_utils.log import Snapshot, TableLog, partitions_of
+from amplify_db_utils.log import Snapshot, TableLog
+from amplify_db_utils.records import blocks
 from amplify_db_utils.scan import Scan
 from amplify_db_utils.schema import additions, check_new, loosened, to_arrow_schema
 from amplify_db_utils.storage import open_storage
@@ -85,23 +87,16 @@ class DuckDBParquetStore(ColumnarStore):
         A list of dicts, an Arrow table or a DataFrame. Columns that the table lacks are left out.
         All of it becomes visible at once, or none: BadRecord, OSError and CommitConflict leave the table as it was.
         """
-        stored, keys = self._accept(table, records)
-        if not len(stored) and (keys or not overwrite):
-            return
-        log = self._ready(table)
-        with self.stage(table) as staging:
-            staging.add(stored)
-            staging.keep()
-            if overwrite:
-                replaced = set(partitions_of(stored.select(keys).group_by(keys).aggregate([]), keys)) if keys else {()}
-                log.commit(staging.adds, lambda now: [at for at, one in enumerate(now.partitions) if one in replaced])
-            else:
-                log.commit(staging.adds)
-
-    def _accept(self, table: str, given: Records) -> tuple[pa.Table, list[str]]:
         snapshot = self._snapshot(table)
         keys = list(snapshot.partition_by)
-        return records.to_stored(given, snapshot.schema, keys), keys
+        tables = blocks(records, snapshot.schema, keys)
+        first = next(tables, None)  # before anything is written, the log included
+        if (first is None or not len(first)) and (keys or not overwrite):
+            return
+        with self.stage(table) as staging:
+            staging.add_all(chain([] if first is None else [first], tables))
+            staging.keep()
+            self.log(table).commit(staging.adds, staging.replaces if overwrite else None)
 
     def stage(self, table: str) -> Staging:
         """Data files to be committed by `log(table).commit`: for those who have a protocol of their own."""
