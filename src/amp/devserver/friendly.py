@@ -19,7 +19,10 @@ Datasets = Mapping[str, Sequence[str]]
 
 _DATASET = re.compile(r'Dataset not found: (?P<name>.*)')
 _TABLE = re.compile(r'Table (?P<table>\S*) not found in dataset (?P<dataset>.*)')
-_COLUMN = re.compile(r'No field named (?P<name>.+?)\.(?: Valid fields are (?P<fields>.*?)\.)?$', re.DOTALL)
+_COLUMN = re.compile(
+    r"No field named (?P<name>.+?)\.(?:\s*Did you mean '(?P<guess>[^']*)'\?\.?)?(?: Valid fields are (?P<fields>.*?)\.)?$",
+    re.DOTALL,
+)
 _CATALOG = re.compile(r'Catalog-qualified table references are not supported: [^.]*\.(?P<rest>.*)')
 _OPERATION = re.compile(r'non-incremental operation: (?P<name>\w+)')
 _CURSOR = re.compile(
@@ -94,6 +97,8 @@ def _column(match: re.Match[str], _: Datasets) -> Explained:
     hint: str | None
     if same is not None:
         hint = f'names with capital letters need double quotes: "{same}"'
+    elif match['guess']:
+        hint = f'did you mean {match["guess"]}?'
     else:
         hint = _similar(short, plain) or (f'there are {", ".join(plain)}' if plain else None)
     return 'INVALID_ARGUMENT', f'there is no column {name!r}', hint
