@@ -106,7 +106,7 @@ def test_a_stream_with_labels_undoes_its_reorgs(
     local: LocalAmp, client: Client, names: dict[bytes, str], tmp_path: Path, batch_size: int | None
 ) -> None:
     url = f'duckdb:///{tmp_path}/chain.db'
-    options: dict[str, Any] = {'stream': True, 'label_config': 'tokens', 'backoff': QUICK, 'batch_size': batch_size}
+    options: dict[str, Any] = {'stream': True, 'label_config': 'tokens', 'retry': QUICK, 'batch_size': batch_size}
     with closing(client.sql(SQL).load(url, 'logs', **options)) as results:
         assert any(at_head(local, result) for result in results)
         local.reorg(11)
