@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Rule, TypeTable
+from amp.loaders.digits import at_most_digits
 from amp.loaders.json_text import json_text
 from amp.loaders.uint256 import uint256_bytes
 
@@ -154,7 +155,9 @@ _SNOWFLAKE = TypeTable(
         ),
         'decimal256': Rule('VARCHAR', pa.string(), note='the digits of a whole number; of at most 38 of them: NUMBER'),
         'text': Rule('VARCHAR', pa.string()),
-        'text as decimal': Rule('NUMBER(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'),
+        'text as decimal': Rule(
+            'NUMBER(38,0)', pa.decimal128(38, 0), at_most_digits(38), note='a value of more than 38 digits is refused'
+        ),
         'bytes': Rule('BINARY', pa.binary()),
         'fixed bytes': Rule('BINARY({width})', pa.binary()),
         'date': Rule('DATE', pa.date32()),
@@ -228,7 +231,7 @@ _LMDB = TypeTable(
             ),
         ),
         'text': Rule('text', pa.string()),
-        'text as decimal': Rule(_OWN_BYTES, pa.decimal256(76, 0), note='up to 76 digits'),
+        'text as decimal': Rule(_OWN_BYTES, pa.decimal256(76, 0), at_most_digits(76), note='up to 76 digits'),
         'bytes': Rule('bytes', pa.binary()),
         'nested': Rule(
             'text', pa.string(), json_text, note='as JSON where a row has a key; whole batches keep it as it is'
@@ -250,7 +253,7 @@ _DELTALAKE = TypeTable(
         'decimal': Rule('decimal({precision},{scale})', _whole_decimal, note='of at most 38 digits'),
         'text': Rule('string', pa.string()),
         'text as decimal': Rule(
-            'decimal(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'
+            'decimal(38,0)', pa.decimal128(38, 0), at_most_digits(38), note='a value of more than 38 digits is refused'
         ),
         'bytes': Rule('binary', pa.binary()),
         'fixed bytes': Rule('binary', pa.binary()),
