@@ -27,7 +27,9 @@ from pyiceberg.exceptions import (
     RESTError,
     ServerError,
     UnauthorizedError,
+    ValidationException,
 )
+from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
 from amp.errors import AmpError, ConfigError, DestinationError, redact
@@ -109,7 +111,11 @@ class CatalogTables:
         """A table as it is now; None when it is not there."""
         with explained(self.shown):
             try:
-                return self.catalog.load_table((*self.namespace, name))
+                try:
+                    return self.catalog.load_table((*self.namespace, name))
+                except FileNotFoundError:
+                    # Old metadata is deleted by those who commit; the catalog names a newer one by now, or it is gone.
+                    return self.catalog.load_table((*self.namespace, name))
             except NoSuchTableError:
                 return None
 
@@ -173,12 +179,12 @@ def explained(where: str) -> Iterator[None]:
         yield
     except AmpError:
         raise
-    except ValidationError as error:
+    except (ValidationError, DamagedMetadataError) as error:
         raise DestinationError(
             f'the metadata of a table in {where} does not parse: {_first_line(error)}',
             hint='its metadata file is damaged: restore it, or point the catalog at an older one (register_table)',
         ) from error
-    except (SQLAlchemyError, RESTError, OSError, pa.ArrowException) as error:
+    except (SQLAlchemyError, RESTError, ValidationException, OSError, EOFError, pa.ArrowException) as error:
         failed = DestinationError(_sentence(error, where), hint=_hint(error))
         failed.retryable = is_transient_failure(error)
         raise failed from error

@@ -21,7 +21,7 @@ from amp.errors import DestinationError
 from amp.loaders.iceberg_catalog import CatalogTables, explained
 from amp.loaders.points import reached
 
-__all__ = ['NO_RETRIES', 'UNIT', 'Change', 'commit', 'without_retries']
+__all__ = ['NO_RETRIES', 'UNIT', 'Change', 'TableCommit', 'commit', 'without_retries']
 
 NO_RETRIES = {'commit.retry.num-retries': '0'}
 UNIT = 'amp.unit'
@@ -47,43 +47,69 @@ def without_retries(tables: CatalogTables, table: Table) -> Table:
     return tables.get(table.name()[-1])
 
 
-def commit(tables: CatalogTables, name: str, plan: Callable[[Table], Change | None], unit: str | None = None) -> None:
-    """Make durable what `plan(table)` says, in one snapshot; None is nothing to do.
+class TableCommit:
+    """One commit of a unit. `in_doubt` says that it may have happened although nobody answered: its files must stay."""
 
-    The plan is asked again on fresh metadata after a conflict; what it raises ends it, and nothing was committed.
-    Raises DestinationError, which is retryable when the outcome is not known.
-    """
-    unit = unit or uuid.uuid4().hex
-    for tries in range(_MOST_TRIES):
-        table = without_retries(tables, tables.get(name))
-        change = plan(table)
-        if change is None:
-            return
-        reached('commit.before')
-        if _try(tables, table, change, unit):
-            reached('commit.after')
-            return
-        # Whoever lost waits a little longer each time: many writers would else fail each other for ever.
-        time.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7))))  # noqa: S311 - it keeps no secret
-    failed = DestinationError(
-        f'the table {name!r} is changed by too many writers at once', hint='try again', table=name
-    )
-    failed.retryable = True
-    raise failed
+    def __init__(self, tables: CatalogTables, name: str) -> None:
+        self.in_doubt = False
+        self._tables = tables
+        self._name = name
+        self._unit = uuid.uuid4().hex
+
+    @property
+    def unit(self) -> str:
+        """What names it in the snapshot."""
+        return self._unit
+
+    def run(self, plan: Callable[[Table], Change | None]) -> None:
+        """Make durable what `plan(table)` says, in one snapshot; None is nothing to do.
+
+        The plan is asked again on fresh metadata after a conflict; what it raises ends it, and nothing was committed.
+        Raises DestinationError, which is retryable when the outcome is not known.
+        """
+        for tries in range(_MOST_TRIES):
+            table = without_retries(self._tables, self._tables.get(self._name))
+            change = plan(table)
+            if change is None:
+                return
+            reached('commit.before')
+            if self._try(table, change):
+                reached('commit.after')
+                return
+            # Whoever lost waits a little longer each time: many writers would else fail each other for ever.
+            time.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7))))  # noqa: S311 - it keeps no secret
+        failed = DestinationError(f'the table {self._name!r} is changed by too many writers at once', hint='try again')
+        failed.retryable = True
+        raise failed
+
+    def _try(self, table: Table, change: Change) -> bool:
+        """True when it is committed, False when somebody else was faster."""
+        self.in_doubt = True
+        try:
+            with explained(self._tables.shown):
+                try:
+                    _commit_once(table, change, self._unit)
+                except CommitFailedException:
+                    self.in_doubt = False
+                    return False
+        except DestinationError as error:
+            if not self._landed(error):
+                raise
+        return True
+
+    def _landed(self, error: DestinationError) -> bool:
+        """After an answer that was lost: whether a snapshot of this unit is in the table. If not, `error` tells why."""
+        try:
+            now = self._tables.get(self._name)
+        except DestinationError as away:
+            error.retryable |= away.retryable
+            return False
+        return any(s.summary is not None and s.summary.get(UNIT) == self._unit for s in now.metadata.snapshots)
 
 
-def _try(tables: CatalogTables, table: Table, change: Change, unit: str) -> bool:
-    """True when it is committed, False when somebody else was faster."""
-    try:
-        with explained(tables.shown):
-            try:
-                _commit_once(table, change, unit)
-            except CommitFailedException:
-                return False
-    except DestinationError as error:
-        if not _landed(tables, table, unit, error):
-            raise
-    return True
+def commit(tables: CatalogTables, name: str, plan: Callable[[Table], Change | None]) -> None:
+    """A commit that brings no files of its own."""
+    TableCommit(tables, name).run(plan)
 
 
 def _commit_once(table: Table, change: Change, unit: str) -> None:
@@ -97,13 +123,3 @@ def _commit_once(table: Table, change: Change, unit: str) -> None:
     if change.properties:
         transaction.set_properties(dict(change.properties))
     transaction.commit_transaction()
-
-
-def _landed(tables: CatalogTables, table: Table, unit: str, error: DestinationError) -> bool:
-    """After an answer that was lost: whether a snapshot of this unit is in the table. If not, `error` tells why."""
-    try:
-        now = tables.get(table.name()[-1])
-    except DestinationError as away:
-        error.retryable |= away.retryable
-        return False
-    return any(s.summary is not None and s.summary.get(UNIT) == unit for s in now.metadata.snapshots)

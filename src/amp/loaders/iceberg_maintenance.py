@@ -21,7 +21,7 @@ from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
 from amp.errors import DestinationError
 from amp.loaders.iceberg_catalog import CatalogTables, explained
-from amp.loaders.iceberg_commit import Change, commit, without_retries
+from amp.loaders.iceberg_commit import Change, TableCommit, without_retries
 from amp.loaders.iceberg_files import DataWriter, delete_files, top_columns
 from amp.loaders.iceberg_rows import Working, ids_of
 from amp.loaders.iceberg_scan import file_batches, tasks_of
@@ -75,10 +75,11 @@ def compact(tables: CatalogTables, name: str) -> int:
         reached('compact.written')
         return Change(working.added, working.dropped, summary={'amp.compaction': 'true'}) if merged else None
 
+    attempt = TableCommit(tables, name)
     try:
-        commit(tables, name, plan)
+        attempt.run(plan)
     except BaseException:
-        if working is not None:
+        if working is not None and not attempt.in_doubt:
             working.abort()
         raise
     return merged

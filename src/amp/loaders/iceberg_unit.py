@@ -6,7 +6,6 @@ when somebody else was faster it is planned again, with the same files, as long 
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +17,7 @@ from amp.errors import DestinationError, StaleEpochError
 from amp.loaders.arrow_types import Landing, land, wire_schema
 from amp.loaders.feed import Feed
 from amp.loaders.iceberg_catalog import CatalogTables, explained
-from amp.loaders.iceberg_commit import Change, commit
+from amp.loaders.iceberg_commit import Change, TableCommit
 from amp.loaders.iceberg_files import DataWriter, delete_files
 from amp.loaders.iceberg_rows import Working
 from amp.loaders.iceberg_streams import BeforeImage, StreamRecord, read_records
@@ -84,6 +83,9 @@ class _Unit:
     working: Working | None = None
     images: list[BeforeImage] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.commit = TableCommit(self.tables, self.name)
+
     def take(self, batch: pa.RecordBatch, landings: Sequence[Landing]) -> int:
         if self.incoming is None:
             self.incoming = Incoming(self.tables.get(self.name), landings, self.keys)
@@ -115,6 +117,10 @@ class _Unit:
             self.incoming.close()
 
     def abort(self) -> None:
+        """Delete what was written, unless a commit that nobody answered (or that was interrupted) may name it."""
+        if self.commit.in_doubt:
+            self.done()
+            return
         self.forget_plan()
         if self.incoming is not None:
             self.incoming.abort()
@@ -137,7 +143,7 @@ class PlainUnit:
         """Make them visible; with `clears`, in place of all that was there."""
         with explained(self._tables.shown):
             self._unit.finish()
-        commit(self._tables, self._unit.name, self._plan)
+        self._unit.commit.run(self._plan)
         self._unit.done()
 
     def abort(self) -> None:
@@ -177,7 +183,6 @@ class StreamUnit:
         self._landings = landings
         self._undo = undo
         self._unit = _Unit(tables, job.key.table, job.key_columns)
-        self._id = uuid.uuid4().hex
 
     def write(self, batch: pa.RecordBatch) -> int:
         """Take stamped rows; nothing of them is in the table yet."""
@@ -189,7 +194,7 @@ class StreamUnit:
         with explained(self._tables.shown):
             self._unit.finish()
         reached('commit.files_written')
-        commit(self._tables, self._unit.name, lambda table: self._plan(table, state), self._id)
+        self._unit.commit.run(lambda table: self._plan(table, state))
         self._unit.done()
         if self._unit.working is not None:
             kept = {image.path for image in self._left}
@@ -213,7 +218,7 @@ class StreamUnit:
                     self._unit.images.append(image)
                     left.append(image)
         self._left = tuple(image for image in left if image.last >= state.window_first_id())
-        properties = record.committed(state, self._id, self._left).to_property()
+        properties = record.committed(state, self._unit.commit.unit, self._left).to_property()
         summary = {'amp.stream': record.name, 'amp.epoch': str(record.epoch)}
         return Change([*working.added, *files], working.dropped, properties, summary)
 

@@ -40,6 +40,8 @@ pc: Any = pyarrow.compute
 
 _ROW, _CODE, _BY = '_amp_row', '_amp_code', '_amp_by'
 _REPLACED_BY_ID = 2_000_000_000
+# Rows whose keys are looked up at once: each look-up begins with a table of all keys.
+_MATCHED_ROWS = 2_000_000
 
 Numbers = npt.NDArray[np.int64]
 
@@ -183,9 +185,15 @@ def _around(keys: pa.Table, names: Sequence[str]) -> BooleanExpression | None:
 
 def _replaced_in(table: Table, task: FileScanTask, keys: pa.Table, names: Sequence[str]) -> Numbers:
     """For each row of a file the id that replaces it, -1 where it stays."""
-    found = [
-        _matched(pa.Table.from_batches([batch]), keys, names, _BY) for batch in file_batches(table, task, list(names))
-    ]
+    found: list[Numbers] = []
+    waiting: list[pa.RecordBatch] = []
+    for batch in file_batches(table, task, list(names)):
+        waiting.append(batch)
+        if sum(b.num_rows for b in waiting) >= _MATCHED_ROWS:
+            found.append(_matched(pa.Table.from_batches(waiting), keys, names, _BY))
+            waiting = []
+    if waiting:
+        found.append(_matched(pa.Table.from_batches(waiting), keys, names, _BY))
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 

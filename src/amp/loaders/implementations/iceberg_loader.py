@@ -320,7 +320,7 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
     def _committed(self, key: StreamKey) -> None:
         try:
             self._upkeep.after_commit(self.tables, key.table)
-        except (AmpError, CommitFailedException) as error:
+        except (AmpError, CommitFailedException, OSError) as error:
             # The unit is durable; what was not tidied up now is tidied up another time.
             self.logger.warning('looking after %s failed: %s', key.table, error)
 
