@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import threading
+from pathlib import Path
 
 import eth_abi
 import pyarrow as pa
@@ -13,7 +16,9 @@ from eth_hash.auto import keccak
 
 from amp.devserver import LocalAmp
 from amp.devserver.anvil import Anvil, find_anvil, install_anvil
+from amp.devserver.evm.functions import BUILDERS, BY_TYPES
 from tests.support.bare_client import BareClient
+from tests.support.command_line import AMP, amp, end, environment, one_sentence
 
 pytestmark = pytest.mark.integration
 
@@ -286,3 +291,36 @@ def test_a_node_that_is_gone_is_a_message_in_the_row(anvil):
         )
         assert table['c'].to_pylist() == [{'data': None, 'message': 'unexpected rpc error'}]
         assert client.query('SELECT 1 AS one').num_rows == 1
+
+
+PAGE = (Path(__file__).parents[2] / 'docs' / 'local_amp.md').read_text()
+
+
+@pytest.mark.parametrize('sql', re.findall(r'```sql\n(.*?)```', PAGE, flags=re.DOTALL))
+def test_the_examples_of_the_page(local, sql):
+    _, client = local
+    assert client.query(sql).num_rows >= 1
+
+
+def test_the_page_names_every_function():
+    assert {
+        name for name in [*BUILDERS, *BY_TYPES, 'block_num'] if f'{name}(' not in PAGE and name != 'evm_decode'
+    } == set()
+
+
+def test_the_command_line_asks_for_friendly_errors(tmp_path):
+    options = ('--simulate', '4', '--blocks', '3', '--block-time', '0', '--port', '0', '--friendly')
+    command = [*AMP, 'serve', *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment()
+    )
+    try:
+        url = process.stdout.readline().decode().strip()
+        with BareClient(url) as client:
+            told = refused(lambda: client.info('SELECT hashh FROM eth_rpc.blocks'), pa.ArrowInvalid)
+        assert told.startswith("there is no column 'hashh' (did you mean hash?)")
+        # What a user of the client sees of it.
+        done = amp('query', url, 'SELECT hashh FROM eth_rpc.blocks')
+        assert "there is no column 'hashh' (did you mean hash?)" in one_sentence(done)
+    finally:
+        assert end(process) == (130, [])
