@@ -7,6 +7,7 @@ so it commits at exactly the next version, or looks again whether its files are 
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import uuid
@@ -138,17 +139,31 @@ def _commit(table: DeltaTable, actions: list[AddAction | RemoveAction], removed:
 def _join(group: Sequence[_DataFile], files: Files, schema: pa.Schema) -> AddAction:
     """Write the rows of the files as one file beside them."""
     path = '/'.join(filter(None, [unquote(group[0].folder), f'part-00000-{uuid.uuid4()}-c000.snappy.parquet']))
-    with (
-        obstore.open_writer(files.store, path) as sink,
-        pq.ParquetWriter(cast('Any', sink), schema, compression='snappy') as writer,
-    ):
+    with _Sink(obstore.open_writer(files.store, path)) as sink, pq.ParquetWriter(cast('Any', sink), schema) as writer:
         for each in group:
-            for batch in pq.ParquetFile(
-                cast('Any', obstore.open_reader(files.store, unquote(each.path)))
-            ).iter_batches():
+            whole = pa.py_buffer(obstore.get(files.store, unquote(each.path)).bytes())
+            for batch in pq.ParquetFile(pa.BufferReader(whole)).iter_batches():
                 writer.write_batch(_under(schema, batch))
     size = obstore.head(files.store, path)['size']
     return AddAction(path, size, dict(group[0].partition or ()), _now(), False, _statistics(group))
+
+
+class _Sink(io.RawIOBase):
+    """A file of the store as Arrow wants one."""
+
+    def __init__(self, opened: obstore.WritableFile) -> None:
+        self._opened = opened
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return self._opened.write(bytes(data))
+
+    def close(self) -> None:
+        if not self.closed:
+            self._opened.close()
+        super().close()
 
 
 def _under(schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -108,24 +108,27 @@ class DeltaTables:
         place = self.place_of(name)
         partition_by = self._partitions(schema)
         log = Files(joined(place, '_delta_log'), self.storage_options)
-        if any(entry.endswith(('.json', '.parquet')) for entry in log.names('')):
+        begun = any(entry.endswith(('.json', '.parquet')) for entry in log.names(''))
+        try:
+            if not begun:
+                DeltaTable.create(
+                    place,
+                    DeltaSchema.from_arrow(schema),
+                    mode='error',
+                    partition_by=partition_by,
+                    configuration=_TABLE_PROPERTIES,
+                    storage_options=self.storage_options or None,
+                )
+                return
+        except DeltaError:
+            if self.find(name) is None:
+                raise
+        if self.find(name) is None:
             raise DestinationError(
                 f'the log of the Delta table at {place} is damaged: its first entries are gone',
                 hint='restore the folder _delta_log from a copy, or choose another table',
             )
-        try:
-            DeltaTable.create(
-                place,
-                DeltaSchema.from_arrow(schema),
-                mode='error',
-                partition_by=partition_by,
-                configuration=_TABLE_PROPERTIES,
-                storage_options=self.storage_options or None,
-            )
-        except DeltaError as error:
-            if self.find(name) is None:
-                raise
-            raise CommitFailedError(f'{name} was made by another writer') from error
+        raise CommitFailedError(f'{name} was made by another writer meanwhile')
 
     def _fill(self, table: DeltaTable, schema: pa.Schema) -> None:
         """Give a table that was made for its first stream the columns of its rows."""

@@ -141,6 +141,8 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
         except DestinationError as error:
             if fitting.error is not None:
                 raise fitting.error from error
+            # A conflict is an answer; what a network lost may have been one.
+            self._in_doubt = not isinstance(error.__cause__, CommitFailedError)
             raise
         self._maintain(table_name, before, table.version())
         return fitting.rows
