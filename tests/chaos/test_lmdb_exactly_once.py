@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amp.testing.conformance import Destination
+from amp.testing.conformance import Destination, Trial
 from amp.testing.suite import ExactlyOnceTests
 
 _POINTS = ExactlyOnceTests.needed_points | {
@@ -23,6 +23,15 @@ class TestLMDBBatches(ExactlyOnceTests):
     def make_destination(self, tmp_path):
         # An upsert needs rows with keys: then a table of its own layout is made for it.
         return Destination('lmdb', {'db_path': str(tmp_path / 'db'), 'sync': False})
+
+    def test_a_crash_between_the_commits_of_a_large_unit(self, kit):
+        def play(trial: Trial) -> None:
+            trial.arm()
+            trial.finish()
+
+        orders = [{'point': 'chunk.committed', 'nth': 1}]
+        trial = kit.trial(play, orders=orders, blocks=50, logs_per_block=2000, cap=1000)
+        assert trial.kills == ['chunk.committed']
 
 
 @pytest.mark.lmdb

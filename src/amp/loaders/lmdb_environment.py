@@ -62,7 +62,7 @@ class Environment:
             elif sync and not environment._sync:
                 environment._make_durable()
             environment._users += 1
-            return environment
+        return environment
 
     @property
     def path(self) -> Path:
@@ -72,7 +72,8 @@ class Environment:
     @property
     def raw(self) -> lmdb.Environment:
         """LMDB's own object."""
-        return self._env
+        raw: lmdb.Environment = self._env
+        return raw
 
     @property
     def longest_key(self) -> int:
@@ -228,16 +229,19 @@ class Environment:
                 f'the LMDB environment {self.path} belongs to something else',
                 hint='choose a db_path of its own for the tables',
             )
-        [catalog] = self.make_databases(_CATALOG)
+        if _CATALOG not in names:
+            self.write(self._begin_catalog)
+        catalog = self.database(_CATALOG)
         with self._explained('opened'), self._env.begin() as txn:
             found = txn.get(_FORMAT_KEY, db=catalog)
-        if found is None:
-            self.write(lambda txn: txn.put(_FORMAT_KEY, _FORMAT, db=catalog))
-        elif found != _FORMAT:
+        if found != _FORMAT:
             raise IntegrityError(
                 f'the LMDB environment {self.path} has format {found!r}, which this amp does not know',
                 hint='a newer amp wrote it: upgrade this one',
             )
+
+    def _begin_catalog(self, txn: Any) -> None:
+        txn.put(_FORMAT_KEY, _FORMAT, db=self._env.open_db(_CATALOG, txn=txn))
 
     @contextmanager
     def _explained(self, verb: str) -> Iterator[None]:

@@ -86,23 +86,21 @@ class Table:
             return
         keys, rows = self._encoded(batch, numbering)
         with self._txn.cursor(self._databases.rows) as cursor:
-            consumed, added = cursor.putmulti(zip(keys, rows, strict=True), overwrite=False)
+            consumed, added = cursor.putmulti(zip(_pieces(keys), _pieces(rows), strict=True), overwrite=False)
         if added < consumed:
-            raise self._duplicate(self._keys(batch, numbering), numbering.tx_id, consumed - added)
+            raise self._duplicate(keys, numbering.tx_id, consumed - added)
         if indexed:
-            self._index(batch, numbering)
+            self._index(keys, numbering)
 
     def replace(self, batch: pa.RecordBatch, numbering: Numbering, *, reversible: bool) -> None:
         """Rows in the place of those with the same keys; of several with one key the last counts."""
         batch = batch.take(self._last_of_equals(batch, numbering))
-        ordered, rows = self._encoded(batch, numbering)
-        keys = list(ordered)
+        keys, rows = self._encoded(batch, numbering)
         if reversible:
             self._keep_before(keys, numbering.tx_id)
+            self._index(keys, numbering)
         with self._txn.cursor(self._databases.rows) as cursor:
-            cursor.putmulti(zip(keys, rows, strict=True), overwrite=True)
-        if reversible:
-            self._index(batch, numbering)
+            cursor.putmulti(zip(_pieces(keys), _pieces(rows), strict=True), overwrite=True)
 
     def clear(self) -> int:
         """Take every row away; how many there were."""
@@ -119,11 +117,13 @@ class Table:
             key = _BATCH.pack(numbering.tx_id, numbering.first_row + at, piece.num_rows, piece.num_columns)
             self._txn.put(key, memoryview(piece.serialize()), db=self._databases.rows)
 
-    def _encoded(self, batch: pa.RecordBatch, numbering: Numbering) -> tuple[Iterator[bytes], Iterator[bytes]]:
+    def _encoded(self, batch: pa.RecordBatch, numbering: Numbering) -> tuple[Column, Column]:
         """Keys and rows, in the order of the keys: neighbours go to the same pages."""
         keys, rows = self._keys(batch, numbering), self._codec.encode(batch, numbering.tx_id)
-        order = None if self._spec.is_numbered else pc.sort_indices(keys).to_numpy()
-        return _pieces(keys, order), _pieces(rows, order)
+        if self._spec.is_numbered:
+            return keys, rows
+        order = pc.sort_indices(keys)
+        return keys.take(order), rows.take(order)
 
     @property
     def _spec(self) -> Any:
@@ -148,17 +148,16 @@ class Table:
         last[codes] = np.arange(len(codes))
         return pa.array(np.sort(last))
 
-    def _index(self, batch: pa.RecordBatch, numbering: Numbering) -> None:
-        keys = self._keys(batch, numbering)
+    def _index(self, keys: Column, numbering: Numbering) -> None:
         ends = np.cumsum(pc.binary_length(keys).to_numpy(), dtype='<u4')
         offsets = np.frombuffer(keys.buffers()[1], np.int32)[keys.offset :]
         data = keys.buffers()[2].slice(int(offsets[0]), int(offsets[len(keys)] - offsets[0])).to_pybytes()
         stored = len(keys).to_bytes(4, 'little') + ends.tobytes() + data
         self._txn.put(_PIECE.pack(numbering.tx_id, numbering.first_row), stored, db=self._databases.keys)
 
-    def _keep_before(self, keys: Sequence[bytes], tx_id: int) -> None:
+    def _keep_before(self, keys: Column, tx_id: int) -> None:
         with self._txn.cursor(self._databases.rows) as cursor:
-            found = cursor.getmulti(keys)
+            found = cursor.getmulti(_pieces(keys))
         prefix = _ID.pack(tx_id)
         for key, row in found:
             if self._id_of(row) != tx_id:
@@ -168,7 +167,7 @@ class Table:
         counted = pc.value_counts(keys)
         twice = counted.field('values').filter(pc.greater(counted.field('counts'), 1))
         with self._txn.cursor(self._databases.rows) as cursor:
-            found = cursor.getmulti(_pieces(keys, None))
+            found = cursor.getmulti(_pieces(keys))
         older = next((bytes(key) for key, row in found if self._id_of(row) != tx_id), None)
         example = older if older is not None or not len(twice) else twice[0].as_py()
         where = (
@@ -338,15 +337,9 @@ class Table:
         return pa.RecordBatch.from_arrays([*batch.columns, *missing], schema=self._schema)
 
 
-def _pieces(column: Any, order: Any) -> Iterator[bytes]:
-    """The values of a `binary` or `large_binary` column as bytes, one by one, without a Python object for a row."""
-    kind = np.int64 if pa.types.is_large_binary(column.type) else np.int32
-    offsets = np.frombuffer(column.buffers()[1], kind, len(column) + 1, column.offset * np.dtype(kind).itemsize)
-    data = column.buffers()[2].to_pybytes() if column.buffers()[2] is not None else b''
-    starts, ends = offsets[:-1], offsets[1:]
-    if order is not None:
-        starts, ends = starts[order], ends[order]
-    return map(data.__getitem__, map(slice, starts.tolist(), ends.tolist()))
+def _pieces(column: Column) -> Column:
+    """The values of a column as bytes, made in one go."""
+    return column.to_numpy(zero_copy_only=False)
 
 
 def _packed_field(field: pa.Field[Any]) -> pa.Field[Any]:

@@ -29,6 +29,7 @@ from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
 __all__ = ['Store', 'StreamTarget', 'Write']
 
+# More would be slower: LMDB takes fresh memory for every page of a transaction.
 _IN_MEMORY = 16 << 20
 
 

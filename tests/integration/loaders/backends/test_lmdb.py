@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -518,7 +519,7 @@ def die(point):
         os.kill(os.getpid(), signal.SIGKILL)
 points.hook = die
 with LMDBLoader({'db_path': sys.argv[1], 'sync': False, 'layout': sys.argv[2]}) as db:
-    db.load_table(pa.table({'x': ['x' * 1000] * 60_000}), 't', batch_size=5000)
+    db.load_table(pa.table({'x': ['x' * 1000] * 90_000}), 't', batch_size=5000)
 """
     assert run_child(code, folder, layout).returncode == -signal.SIGKILL
     with opened(folder, layout=layout) as db:
@@ -534,7 +535,7 @@ def test_a_large_load_that_fails_takes_its_rows_away(folder):
     good = pa.record_batch({'x': ['x' * 1000] * 9000})
 
     def batches():
-        for _ in range(4):
+        for _ in range(9):
             yield good
         raise ProtocolError('the source broke')
 
@@ -639,3 +640,11 @@ def test_another_language_reads_msgpack_rows(folder):
         with db.environment.begin(db=db.environment.open_db(b'rows//t')) as txn:
             found = msgpack.unpackb(txn.get(b'1'))
     assert found == {'_amp_tx_id': 1, 'k': 1, 'text': 'ü', 'data': b'\x00', 'gone': None, 'big': str(2**200)}
+
+
+def test_the_example_of_its_page_runs(tmp_path):
+    page = (Path(__file__).parents[4] / 'docs' / 'destinations' / 'lmdb.md').read_text()
+    [code] = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'number': 2" in done.stdout
