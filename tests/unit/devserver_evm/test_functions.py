@@ -123,9 +123,21 @@ def test_the_same_words_may_mean_columns_of_different_types(query):
     assert table.to_pylist() == [{'a': '10', 'b': '20', 'c': '15'}]
 
 
+def test_types_of_arguments_are_found_even_where_one_could_be_made_of_the_other(query):
+    table = query(
+        "SELECT (SELECT evm_decode_type(evm_encode_type(v, 'int8'), 'int8') FROM (SELECT 1 AS v)) AS a, "
+        "(SELECT evm_encode_type(v, 'int8') FROM (SELECT arrow_cast(2, 'Int8') AS v)) AS b, "
+        "(SELECT evm_encode_type(v, 'int8') FROM (SELECT 3 AS v)) AS c"
+    )
+    assert table.to_pylist() == [{'a': 1, 'b': word(2), 'c': word(3)}]
+
+
 @pytest.mark.parametrize(
     'sql',
     [
+        'SELECT DISTINCT ON (shift_units(tx_index, 1)) 1 AS x FROM eth_rpc.logs ORDER BY shift_units(tx_index, 1)',
+        'SELECT shift_units(tx_index, 1) AS x, count(*) AS n FROM eth_rpc.logs GROUP BY shift_units(tx_index, 1) '
+        'HAVING shift_units(tx_index, 1) IS NOT NULL ORDER BY shift_units(tx_index, 1)',
         'SELECT 1 AS x FROM eth_rpc.logs ORDER BY shift_units(log_index, 1) LIMIT 1',
         'SELECT 1 AS x WHERE EXISTS (SELECT 1 FROM eth_rpc.logs WHERE evm_decode_hex(address) IS NOT NULL)',
         'SELECT 1 AS x FROM eth_rpc.logs a JOIN eth_rpc.logs b ON evm_decode_hex(a.topic0) = evm_decode_hex(b.topic0) LIMIT 1',

@@ -8,8 +8,10 @@ columns and in messages). Where arguments may be of several types, the first att
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
 import pyarrow as pa
@@ -26,7 +28,6 @@ __all__ = ['BoundStatement', 'Functions']
 # No value is of this type, and none becomes it: planning a call says the types that it found instead.
 _ASKING = pa.binary(60_000)
 _FOUND_TYPES = re.compile(r"satisfy a call to '(?P<name>\w+)' function: coercion from (?P<types>.*?) to the signature ")
-_NO_ARGUMENTS = re.compile(r"'(?P<name>\w+)' does not support zero arguments")
 _PYTHON_ERROR = re.compile(
     r"Execution error: PyErr \{ type: <class '(?P<kind>[^']*)'>, value: \w+\((?P<told>.*?)\), traceback: .* \}",
     re.DOTALL,
@@ -60,52 +61,67 @@ def _no_node(call: Call, _: Types) -> Implementation:
     raise FunctionError(f"Invalid function '{call.display}': the dataset has no RPC provider")
 
 
+@dataclass
+class _Naming:
+    """A name for each call, and the types of arguments that are known so far for a name."""
+
+    names: list[str]
+    types: dict[str, list[pa.DataType]] = field(default_factory=dict)
+
+    def asks_for(self, call: Call, name: str) -> bool:
+        """True while the types of the call's arguments have to be found out."""
+        return call.function in BY_TYPES and bool(call.arguments) and name not in self.types
+
+
 class BoundStatement:
     """One statement. It learns the types of arguments when it is planned, and plans the next time with them."""
 
     def __init__(self, sql: str, calls: list[tuple[Call, _Builder]]) -> None:
         self._sql = sql
         self._calls = calls
-        self._types: dict[str, list[pa.DataType]] = {}
-        self._apart = False
+        shared = _Naming(_names(calls, apart=False))
+        apart = _Naming(_names(calls, apart=True))
+        # Calls that are written alike may mean columns of different types, and then need names of their own. But GROUP
+        # BY must find what SELECT says, and then they have the same types.
+        self._namings = [shared] if shared.names == apart.names else [apart, shared]
 
     def plan(self, context: SessionContext, options: SQLOptions) -> DataFrame:
         """The statement's frame. Raises what DataFusion raises, and FunctionError for a call that is refused."""
-        while True:
-            names = self._names()
-            self._register(context, names)
-            try:
-                frame = context.sql_with_options(self._rewritten(names), options)
-                if self._asks(names):
-                    # Calls in ON, ORDER BY and EXISTS are looked at by the optimizer only.
-                    frame.optimized_logical_plan()
-            except Exception as error:  # DataFusion raises nothing more exact while it optimizes
-                if self._learn(str(error), names):
-                    continue
-                if isinstance(error, (ValueError, RuntimeError)):
-                    raise
-                raise FunctionError(_told_plainly(str(error))) from error
-            return frame
+        *others, last = self._namings
+        for naming in others:
+            with contextlib.suppress(ValueError, RuntimeError):
+                frame = self._plan(context, options, naming)
+                self._namings = [naming]
+                return frame
+        return self._plan(context, options, last)
 
     def visible(self, text: str) -> str:
         """Names of columns and messages as they would be if DataFusion knew the functions by their own names."""
-        for (call, _), name in zip(self._calls, self._names(), strict=True):
-            text = text.replace(name, call.display)
+        for at, (call, _) in enumerate(self._calls):
+            text = text.replace(_name(call, at), call.display)
         return _told_plainly(text)
 
     def visible_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema with the functions' own names in its columns' names."""
         if not self._calls:
             return schema
-        return pa.schema([field.with_name(self.visible(field.name)) for field in schema])
+        return pa.schema([column.with_name(self.visible(column.name)) for column in schema])
 
-    def _names(self) -> list[str]:
-        """A name for each call: one for all that are written alike, so that GROUP BY finds what SELECT says."""
-        known: dict[object, int] = {}
-        return [
-            f'{call.function}__amp{known.setdefault(at if self._apart else call.key, len(known))}__'
-            for at, (call, _) in enumerate(self._calls)
-        ]
+    def _plan(self, context: SessionContext, options: SQLOptions, naming: _Naming) -> DataFrame:
+        while True:
+            self._register(context, naming)
+            try:
+                frame = context.sql_with_options(self._rewritten(naming.names), options)
+                if any(naming.asks_for(call, name) for (call, _), name in zip(self._calls, naming.names, strict=True)):
+                    # Calls in ON, ORDER BY and EXISTS are looked at by the optimizer only.
+                    frame.optimized_logical_plan()
+            except Exception as error:  # DataFusion raises nothing more exact while it optimizes
+                if self._learn(str(error), naming):
+                    continue
+                if isinstance(error, (ValueError, RuntimeError)):
+                    raise
+                raise FunctionError(_told_plainly(str(error))) from error
+            return frame
 
     def _rewritten(self, names: list[str]) -> str:
         parts, at = [], 0
@@ -114,46 +130,43 @@ class BoundStatement:
             at = call.end
         return ''.join([*parts, self._sql[at:]])
 
-    def _asks(self, names: list[str]) -> bool:
-        return any(self._asks_for(call, name) for (call, _), name in zip(self._calls, names, strict=True))
-
-    def _asks_for(self, call: Call, name: str) -> bool:
-        return call.function in BY_TYPES and bool(call.arguments) and name not in self._types
-
-    def _register(self, context: SessionContext, names: list[str]) -> None:
-        for name, (call, builder) in dict(zip(names, self._calls, strict=True)).items():
-            if self._asks_for(call, name):
+    def _register(self, context: SessionContext, naming: _Naming) -> None:
+        for name, (call, builder) in dict(zip(naming.names, self._calls, strict=True)).items():
+            if naming.asks_for(call, name):
                 made = Implementation((_ASKING,), pa.field('result', BY_TYPES[call.function]), _asked)
             else:
                 try:
-                    made = builder(self._types.get(name, []))
+                    made = builder(naming.types.get(name, []))
                 except FunctionError as error:
                     raise FunctionError(_planning_error(str(error))) from error
             arguments = [pa.field('argument', type_) for type_ in made.arguments]
             context.register_udf(udf(made.run, arguments, made.result, made.volatility, name))
         context.register_udf(udf(BLOCK_NUM.run, [], BLOCK_NUM.result, BLOCK_NUM.volatility, 'block_num'))
 
-    def _learn(self, text: str, names: list[str]) -> bool:
+    def _learn(self, text: str, naming: _Naming) -> bool:
         """Take the types that a message tells; False when it tells of something else."""
         found = _FOUND_TYPES.search(text)
-        if found is None or found['name'] not in names:
+        if found is None or found['name'] not in naming.names or found['name'] in naming.types:
             return False
-        name = found['name']
-        call = self._calls[names.index(name)][0]
+        call = self._calls[naming.names.index(found['name'])][0]
         if call.function not in BY_TYPES:
             return False
-        if name in self._types and not self._apart:
-            # Two calls that are written alike mean columns of different types.
-            self._apart = True
-            self._types.clear()
-            return True
         types = parse_types(found['types'])
         if types is None:
             raise FunctionError(f'Error during planning: {call.display}: unsupported type among {found["types"]}')
-        if self._types.get(name) == types:
-            return False
-        self._types[name] = types
+        naming.types[found['name']] = types
         return True
+
+
+def _name(call: Call, at: int) -> str:
+    return f'{call.function}__amp{at}__'
+
+
+def _names(calls: list[tuple[Call, _Builder]], *, apart: bool) -> list[str]:
+    """Names by which calls that are written alike are the same function, except, when `apart`, those that go by types."""
+    known: dict[object, int] = {}
+    keys = [at if apart and call.function in BY_TYPES else call.key for at, (call, _) in enumerate(calls)]
+    return [_name(call, known.setdefault(key, at)) for at, (key, (call, _)) in enumerate(zip(keys, calls, strict=True))]
 
 
 def _asked(*_: Column) -> Column:
