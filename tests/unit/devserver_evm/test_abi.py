@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from amp.devserver.evm.decode import Calldata, decode_sequence, decode_topic
 from amp.devserver.evm.encode import EncodingError, encode_sequence
-from amp.devserver.evm.signatures import Scalar, parse_type
+from amp.devserver.evm.signatures import parse_type
+from amp.devserver.evm.solidity import Scalar
 from amp.devserver.evm.words import decimal_text, with_nulls
 from tests.unit.devserver_evm.values import SCALARS, TYPES, values_of
 

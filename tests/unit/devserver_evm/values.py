@@ -7,7 +7,7 @@ from decimal import Decimal
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from amp.devserver.evm.signatures import Array, Bytes, Scalar, SolType, Tuple
+from amp.devserver.evm.solidity import Array, Bytes, Scalar, SolType, Tuple
 
 INTEGERS = st.builds(Scalar, st.sampled_from(['int', 'uint']), st.integers(1, 32).map(lambda n: n * 8))
 SCALARS = st.one_of(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from amp.devserver.evm.signatures import WORD, Array, Bytes, Scalar, SolType, Tuple
+from amp.devserver.evm.solidity import WORD, Array, Bytes, Scalar, SolType, Tuple
 from amp.devserver.evm.words import Column, Mask, Places, buffer_of, fits, gather, to_arrow, unsigned, valid_rows
 
 __all__ = ['Calldata', 'decode_sequence', 'decode_topic']

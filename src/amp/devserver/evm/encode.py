@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from amp.devserver.evm.signatures import WORD, Array, Bytes, Scalar, SolType, Tuple
+from amp.devserver.evm.solidity import WORD, Array, Bytes, Scalar, SolType, Tuple
 from amp.devserver.evm.words import (
     Column,
     Mask,

@@ -18,6 +18,7 @@ from amp.devserver.evm.calls import Call
 from amp.devserver.evm.decode import Calldata, decode_sequence, decode_topic
 from amp.devserver.evm.encode import EncodingError, encode_sequence
 from amp.devserver.evm.signatures import SignatureError, parse_event, parse_function, parse_type
+from amp.devserver.evm.solidity import SolType
 from amp.devserver.evm.units import UnitsError, shift_units
 from amp.devserver.evm.words import Column, bitmap, buffer_of, valid_rows, with_nulls
 
@@ -173,9 +174,9 @@ def _encode_type(call: Call, types: Types) -> Implementation:
     return Implementation(tuple(types), _nullable(pa.binary()), run)
 
 
-def _encoded(types: Sequence[object], columns: Sequence[Column], rows: int, prefix: bytes) -> Column:
+def _encoded(types: Sequence[SolType], columns: Sequence[Column], rows: int, prefix: bytes) -> Column:
     try:
-        return encode_sequence(types, columns, rows, prefix)  # type: ignore[arg-type]
+        return encode_sequence(types, columns, rows, prefix)
     except EncodingError as error:
         raise FunctionError(str(error)) from error
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from amp.devserver.evm.signatures import WORD, Scalar
+from amp.devserver.evm.solidity import WORD, Scalar
 
 __all__ = [
     'Column',
