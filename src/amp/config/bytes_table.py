@@ -7,20 +7,16 @@ may take. Here hashes say where a value may be, and comparing the bytes says whe
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute
 
 from amp.config.hex_text import Column, byte_rows
 
-__all__ = ['BytesTable']
+__all__ = ['BytesTable', 'Places']
 
 Hashes = npt.NDArray[np.uint64]
-
-pc: Any = pyarrow.compute
+Places = npt.NDArray[np.int32]
 
 
 class BytesTable:
@@ -30,23 +26,29 @@ class BytesTable:
         width, size = values.type.byte_width, len(values)
         for seed in count():
             self._factors = _factors(width, seed)
-            hashes = _hashed(values, self._factors)
+            hashes = _hashed(_words(values), self._factors)
             if len(np.unique(hashes)) == size:
                 break
         bits = max(4, (2 * size).bit_length())
         self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
+        # The place after the last stands for `not there`.
         self._hashes = np.append(hashes, np.uint64(0))
+        self._words = np.vstack([_words(values), np.zeros((1, len(self._factors)), np.uint32)])
         self._slots = self._filled(hashes)
-        # The place after the last stands for `not there`: null, which equals nothing.
-        self._values: Column = pa.concat_arrays([values, pa.nulls(1, values.type)])
 
-    def find(self, values: Column) -> Column:
-        """For each value its place, as int32; null where it has none."""
-        places = pa.array(self._likely(_hashed(values, self._factors)))
-        same = pc.equal(self._values.take(places), values)
-        return pc.if_else(same, places, pa.scalar(None, pa.int32()))
+    def find(self, values: Column) -> Places:
+        """For each value its place; -1 where it has none."""
+        words = _words(values)
+        places = self._likely(_hashed(words, self._factors))
+        likely = self._words.take(places, axis=0)
+        same = places != len(self._hashes) - 1
+        for column in range(words.shape[1]):
+            same &= likely[:, column] == words[:, column]
+        if values.null_count:
+            same &= values.is_valid().to_numpy(zero_copy_only=False)
+        return np.where(same, places, np.int32(-1))
 
-    def _filled(self, hashes: Hashes) -> npt.NDArray[np.int32]:
+    def _filled(self, hashes: Hashes) -> Places:
         nowhere = len(hashes)
         slots = np.full(self._mask + 1, nowhere, np.int32)
         waiting = np.arange(nowhere, dtype=np.int32)
@@ -59,17 +61,17 @@ class BytesTable:
             waiting, slot = waiting[without], (slot[without] + 1) & self._mask
         return slots
 
-    def _likely(self, hashes: Hashes) -> npt.NDArray[np.int32]:
+    def _likely(self, hashes: Hashes) -> Places:
         """Where the hash is; that of another value may be the same, so this is a guess."""
         slot = (hashes >> self._shift).astype(np.int64)
-        places = self._slots[slot]
+        places = self._slots.take(slot)
         nowhere = len(self._hashes) - 1
-        left = np.flatnonzero((self._hashes[places] != hashes) & (places != nowhere))
+        left = np.flatnonzero((self._hashes.take(places) != hashes) & (places != nowhere))
         while len(left):
-            slot[left] = (slot[left] + 1) & self._mask
-            found = self._slots[slot[left]]
+            slot[left] = (slot.take(left) + 1) & self._mask
+            found = self._slots.take(slot.take(left))
             places[left] = found
-            left = left[(self._hashes[found] != hashes[left]) & (found != nowhere)]
+            left = left[(self._hashes.take(found) != hashes.take(left)) & (found != nowhere)]
         return places
 
 
@@ -77,12 +79,16 @@ def _factors(width: int, seed: int) -> Hashes:
     return np.random.default_rng(seed).integers(0, 2**63, -(-width // 4), np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-def _hashed(values: Column, factors: Hashes) -> Hashes:
-    """A 64-bit number for each value, its upper bits the best mixed; those of nulls are anything."""
+def _words(values: Column) -> npt.NDArray[np.uint32]:
+    """The bytes of each value as whole numbers, a row each; those of nulls are anything."""
     rows = byte_rows(values)
     if rows.shape[1] % 4:
         rows = np.pad(rows, ((0, 0), (0, -rows.shape[1] % 4)))
-    words = rows.view(np.uint32)
+    return rows.view(np.uint32)
+
+
+def _hashed(words: npt.NDArray[np.uint32], factors: Hashes) -> Hashes:
+    """A 64-bit number for each value, its upper bits the best mixed."""
     hashes: Hashes = words[:, 0] * factors[0]
     for column in range(1, len(factors)):
         hashes += words[:, column] * factors[column]

@@ -63,7 +63,8 @@ def is_address_name(name: str) -> bool:
 def plain(values: Column) -> Column:
     """The same values without dictionary, view or large offsets, in one piece."""
     if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        # With one chunk, combining would copy it all the same.
+        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
     kind: Any = values.type
     if pa.types.is_dictionary(kind):
         values = values.dictionary_decode()

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from amp.config.bytes_table import BytesTable
+from amp.config.bytes_table import BytesTable, Places
 from amp.config.hex_text import Column, as_digits, decode_hex, encode_hex, fixed_width
 from amp.config.label_file import hex_width, plain
 from amp.errors import ConfigError
@@ -123,8 +123,8 @@ class LabelIndex:
         self._columns = [_Distinct(values) for values in keys]
         self._pairs: list[Column] = []
         codes = self._codes(keys, learn=True)
-        rows = np.flatnonzero(codes.is_valid().to_numpy(zero_copy_only=False))
-        found = codes.drop_null().to_numpy()
+        rows = np.flatnonzero(codes >= 0)
+        found = codes[rows]
         order = np.argsort(found, kind='stable')
         counts = np.bincount(found)
         is_unique = not len(counts) or counts.max() == 1
@@ -141,28 +141,31 @@ class LabelIndex:
         codes = self._codes([form.of(plain(values)) for form, values in zip(self._forms, keys, strict=True)])
         if self._starts is not None:
             return self._find_many(codes, self._starts, left)
-        if left or not codes.null_count:
-            return None, codes.fill_null(self._nowhere)
-        return pc.indices_nonzero(codes.is_valid()), codes.drop_null()
+        if left:
+            return None, pa.array(np.where(codes >= 0, codes, self._nowhere))
+        rows = np.flatnonzero(codes >= 0)
+        if len(rows) == len(codes):
+            return None, pa.array(codes)
+        return pa.array(rows), pa.array(codes.take(rows))
 
-    def _find_many(self, codes: Column, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column, Column]:
-        present = codes.is_valid().to_numpy(zero_copy_only=False)
-        known = codes.fill_null(0).to_numpy()
-        firsts = np.where(present, starts[known], self._nowhere)
-        matches = np.where(present, starts[known + 1] - firsts, 1 if left else 0)
+    def _find_many(self, codes: Places, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column, Column]:
+        present = codes >= 0
+        firsts = np.where(present, starts[codes], self._nowhere)
+        matches = np.where(present, starts[codes + 1] - firsts, 1 if left else 0)
         rows = np.repeat(np.arange(len(codes)), matches)
         nth = np.arange(len(rows)) - np.repeat(np.cumsum(matches) - matches, matches)
         return pa.array(rows), pa.array(firsts[rows] + nth)
 
-    def _codes(self, keys: Sequence[Column], learn: bool = False) -> Column:
-        """One number for each key, null where the label has none such. Several columns are folded two by two."""
+    def _codes(self, keys: Sequence[Column], learn: bool = False) -> Places:
+        """One number for each key, -1 where the label has none such. Several columns are folded two by two."""
         codes = self._columns[0].find(keys[0])
         for number, (column, values) in enumerate(zip(self._columns[1:], keys[1:], strict=True)):
-            high = pc.multiply(codes.cast(pa.int64()), max(1, len(column)))
-            pairs = pc.add(high, column.find(values).cast(pa.int64()))
+            found = column.find(values)
+            known = (codes >= 0) & (found >= 0)
+            pairs = np.where(known, codes.astype(np.int64) * len(column) + found, -1)
             if learn:
-                self._pairs.append(pairs.drop_null().unique())
-            codes = pc.index_in(pairs, value_set=self._pairs[number], skip_nulls=True)
+                self._pairs.append(pa.array(pairs[known]).unique())
+            codes = _places(pa.array(pairs), self._pairs[number])
         return codes
 
 
@@ -176,10 +179,14 @@ class _Distinct:
     def __len__(self) -> int:
         return len(self._values)
 
-    def find(self, values: Column) -> Column:
-        if self._table is not None:
-            return self._table.find(values)
-        return pc.index_in(values, value_set=self._values, skip_nulls=True)
+    def find(self, values: Column) -> Places:
+        return _places(values, self._values) if self._table is None else self._table.find(values)
+
+
+def _places(values: Column, among: Column) -> Places:
+    """For each value its place among different ones; -1 where it has none, and for null."""
+    places: Places = pc.index_in(values, value_set=among, skip_nulls=True).fill_null(-1).to_numpy()
+    return places
 
 
 def _doubled(
