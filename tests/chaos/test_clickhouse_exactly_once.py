@@ -72,3 +72,15 @@ class TestClickHouse(ExactlyOnceTests):
                 yield _LosesCommits(network, config)
 
         return Destination('clickhouse', config, proxy=proxy, count_raw=_count_raw)
+
+
+@pytest.mark.clickhouse
+@pytest.mark.slow
+class TestEmbeddedClickHouse(ExactlyOnceTests):
+    """The engine dies with the process."""
+
+    needed_points = POINTS
+
+    def make_destination(self, tmp_path):
+        config = {'interface': 'chdb', 'path': str(tmp_path / 'data')}
+        return Destination('clickhouse', config, single_process=True, count_raw=_count_raw)

@@ -103,7 +103,7 @@ class ClickHouseDocuments:
             }
         )
         token = f'{hashlib.sha256(key.encode()).hexdigest()[:32]}:{version}'
-        self._session.insert(self._table, row, {'insert_deduplicate': 1, 'insert_deduplication_token': token})
+        self._session.insert(self._table, row, token)
 
     def _has_won(self, key: str, version: int, writer: str) -> bool | None:
         """Whether `version` is the writer's; None when it is nobody's: a server died between token and row."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -51,6 +52,8 @@ _SETTINGS: Mapping[str, Any] = {
     'mutations_sync': 2,
     'lightweight_deletes_sync': 2,
 }
+# The first is the older word for it, the second overrules it.
+_KEEP_FIRST: Mapping[str, Any] = {'insert_deduplicate': 1, 'deduplicate_insert': 'enable'}
 
 _engine_lock = threading.Lock()
 _open_paths: Counter[str] = Counter()
@@ -99,6 +102,8 @@ class Session:
                 if config.is_embedded and config.database != 'default':
                     self._client.command(f'CREATE DATABASE IF NOT EXISTS {quote(config.database)}')
                 self._client.database = config.database
+                known = self._client.server_settings
+                self._keep_first = {name: value for name, value in _KEEP_FIRST.items() if name in known}
                 self.run('SELECT 1')
         except BaseException:
             self.close()
@@ -126,8 +131,18 @@ class Session:
         with explained(self.config):
             self._client.command(sql)
 
-    def insert(self, table: str, rows: pa.Table, settings: Mapping[str, Any]) -> None:
-        """Rows into a quoted table, columns by name, in one statement."""
+    def insert(self, table: str, rows: pa.Table, token: str | None = None, label: str | None = None) -> None:
+        """Rows into a quoted table, columns by name, in one statement.
+
+        Of inserts with one `token` the server keeps the first; without one nothing is taken for a repeat. `label` is
+        how `system.processes` shows the insert, as the setting log_comment.
+        """
+        # Servers may be set to drop a block that is like an earlier one; a token that is new tells it from all others.
+        settings: dict[str, Any] = {'insert_deduplication_token': token or secrets.token_hex(16)}
+        if token is not None:
+            settings |= self._keep_first
+        if label is not None:
+            settings['log_comment'] = label
         columns = ', '.join(quote(name) for name in rows.schema.names)
         codec = 'lz4' if self.config.compress and not self.config.is_embedded else None
         sink = pa.BufferOutputStream()
@@ -136,9 +151,7 @@ class Session:
         # insert_arrow does the same, but takes a column named "x" in quotes for x. A body that is not bytes is never
         # sent a second time by the driver: rows would be there twice.
         with explained(self.config):
-            self._client.raw_insert(
-                f'{table} ({columns})', None, sink.getvalue(), settings=dict(settings), fmt='ArrowStream'
-            )
+            self._client.raw_insert(f'{table} ({columns})', None, sink.getvalue(), settings=settings, fmt='ArrowStream')
 
     def stream(self, sql: str) -> Generator[pa.RecordBatch, None, None]:
         """The rows of a query as they come, on a connection of their own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -132,7 +133,15 @@ def _fit(field: pa.Field[Any], column: Column) -> Landing:
             hint='cast it in the query, or load into another table',
             column=field.name,
         )
-    return Landing(field.name, column.kind, into, landing.convert)
+    convert = landing.convert
+    if pt.is_integer(landing.wire) and pt.is_decimal(into):
+        # Arrow wants room for every number of the type; what counts is those that come.
+        convert = partial(_cast, kind=pa.decimal256(76, into.scale))
+    return Landing(field.name, column.kind, into, convert)
+
+
+def _cast(values: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:
+    return values.cast(kind)
 
 
 def _loses_nothing(kind: pa.DataType, into: pa.DataType) -> bool:

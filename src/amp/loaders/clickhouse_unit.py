@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -100,11 +100,8 @@ class Inserter:
         reached('insert.before')
         # Counted first: an insert whose answer is lost may have happened.
         self.blocks += 1
-        # Rows are told apart by their ids: two equal blocks are no mistake.
-        settings: dict[str, Any] = {'insert_deduplicate': 0}
-        if self._scope and self._ids:
-            settings['log_comment'] = f'{self._scope} {self._ids[0]} {self._ids[-1]}'
-        self._session.insert(self.into, pa.Table.from_batches(waiting), settings)
+        label = f'{self._scope} {self._ids[0]} {self._ids[-1]}' if self._scope and self._ids else None
+        self._session.insert(self.into, pa.Table.from_batches(waiting), label=label)
         self._ids.clear()
         reached('insert.after')
 

@@ -32,6 +32,7 @@ from amp.streaming.ledger import IdRun, StreamState
 __all__ = ['ClickHouseConfig', 'ClickHouseLoader']
 
 _STAGE = '_amp_stage_'
+_NO_MERGES = 'max_bytes_to_merge_at_max_space_in_pool = 1, max_bytes_to_merge_at_min_space_in_pool = 1'
 _TLS_PORT = 8443
 _MOST_LOOKS = 20
 
@@ -183,6 +184,8 @@ class ClickHouseLoader(DataLoader[ClickHouseConfig]):
         stage = self.tables.quoted(_STAGE + secrets.token_hex(8))
         self.session.do(f'CREATE TABLE {stage} AS {table.quoted}')
         try:
+            # Parts are merged where they stay: here a merge would only be waited for.
+            self.session.do(f'ALTER TABLE {stage} MODIFY SETTING {_NO_MERGES}')
             yield stage
         except BaseException:
             # The first error is the one to tell.

@@ -1,0 +1,140 @@
+"""What loading into ClickHouse costs beside the driver's own `insert_arrow`, and what exactly-once costs on top.
+
+    python benchmarks/bench_clickhouse.py [rows] [repetitions]
+
+Both against the engine in this process and against the same engine behind HTTP in a process of its own. Bare path: one
+`insert_arrow` of all rows into a table of the same columns and order, without waiting for the disk; the loader waits,
+as is its default. For streams the bare path writes the same two stamp columns. Undo: the last rows taken back from a
+small table and a large one.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+from _harness import REPOSITORY, Report, interleaved, speed_ratio
+from _server import make_batches
+
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.support.chdb_http import chdb_front
+
+from amp.loaders.clickhouse_session import quote
+from amp.loaders.clickhouse_types import column_ddl
+from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
+from amp.loaders.stamps import stamp
+from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
+
+
+def prepared(batches: list[pa.RecordBatch], rows: int) -> list[pa.RecordBatch]:
+    """The batches of a server, as many as make `rows`."""
+    count = sum(batch.num_rows for batch in batches)
+    return (batches * (rows // count + 1))[: rows // batches[0].num_rows]
+
+
+def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
+    """All batches as one microbatch, so that both sides commit once."""
+    last = len(batches) - 1
+    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
+    for i, batch in enumerate(batches):
+        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
+
+
+class Runs:
+    """Each run has a table of its own; the one before is dropped first, outside of nobody's time."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.loader = ClickHouseLoader(config)
+        self.loader.connect()
+        self._count = 0
+
+    def table(self) -> str:
+        for name in (f't{self._count}_committed', f't{self._count}'):
+            self.loader.session.do(f'DROP TABLE IF EXISTS {quote(name)} SYNC')
+        self._count += 1
+        return f't{self._count}'
+
+    def insert(self, batches: list[pa.RecordBatch]) -> None:
+        name, table = self.table(), pa.Table.from_batches(batches)
+        listed = ', '.join(column_ddl(field) for field in table.schema)
+        self.loader.session.do(f'CREATE TABLE {quote(name)} ({listed}) ENGINE = MergeTree ORDER BY block_num')
+        self.loader.session._client.insert_arrow(name, table)
+
+    def load(self, batches: list[pa.RecordBatch]) -> None:
+        result = self.loader.load_reader(pa.RecordBatchReader.from_batches(batches[0].schema, batches), self.table())
+        assert result.success, result.error
+
+    def stream(self, batches: list[pa.RecordBatch]) -> None:
+        assert all(r.success for r in self.loader.load_stream_continuous(responses(batches), self.table()))
+
+    def seconds_to_undo(self, rows: int, undone: int = 100_000, times: int = 5) -> float:
+        """Load `rows` in microbatches of `undone` rows, then take the last ones back, one by one; the median."""
+        one = pa.Table.from_batches(make_batches(count=undone // 8192 + 1)).slice(0, undone).combine_chunks()
+        name, count = self.table(), rows // undone
+        hashes = [None, *(f'0x{i}' for i in range(count))]
+
+        def feed() -> Iterator[ResponseBatch]:
+            for i in range(count):
+                block_range = BlockRange('benchnet', i * 10, i * 10 + 9, hashes[i + 1], hashes[i])
+                yield ResponseBatch.data_batch(one.to_batches()[0], BatchMetadata([block_range], ranges_complete=True))
+
+        for _ in self.loader.load_stream_continuous(feed(), name):
+            pass
+        seconds = []
+        for i in range(count - 1, count - 1 - times, -1):
+            news = ResponseBatch.reorg_batch([BlockRange('benchnet', i * 10, count * 10)])
+            started = time.perf_counter()
+            [result] = self.loader.load_stream_continuous([news], name)
+            seconds.append(time.perf_counter() - started)
+            assert result.metadata['rows_undone'] == undone
+        return statistics.median(seconds)
+
+
+def compare(report: Report, where: str, config: Mapping[str, Any], rows: int, repetitions: int) -> None:
+    batches = prepared(make_batches(), rows)
+    stamped = [stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches]
+    runs = Runs(config)
+    timings = interleaved(
+        {
+            'insert_arrow': lambda: runs.insert(batches),
+            'load': lambda: runs.load(batches),
+            'insert_arrow, stamped': lambda: runs.insert(stamped),
+            'stream, one unit': lambda: runs.stream(batches),
+        },
+        repetitions,
+    )
+    print(f'-- {where}')
+    for timing in timings.values():
+        print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+    report.at_least(f'load / insert_arrow, {where}', speed_ratio(timings, 'load', 'insert_arrow'), 0.9)
+    report.at_least(
+        f'stream / stamped insert_arrow, {where}',
+        speed_ratio(timings, 'stream, one unit', 'insert_arrow, stamped'),
+        0.9,
+    )
+    runs.loader.close()
+
+
+def main(rows: int, repetitions: int, large: int) -> int:
+    report = Report()
+    with tempfile.TemporaryDirectory() as folder:
+        with chdb_front(f'{folder}/served') as config:
+            compare(report, 'HTTP', config, rows, repetitions)
+            runs = Runs(config)
+            small_undo, large_undo = runs.seconds_to_undo(1_000_000), runs.seconds_to_undo(large)
+            print(f'undo of 100 k rows: {small_undo:.3f} s at 1 M rows, {large_undo:.3f} s at {large / 1e6:.0f} M rows')
+            report.at_most(f'undo at {large // 1_000_000} M rows / at 1 M rows', large_undo / small_undo, 2.0)
+            runs.loader.close()
+        compare(report, 'in this process', {'interface': 'chdb', 'path': f'{folder}/own'}, rows, repetitions)
+    return report.finish()
+
+
+if __name__ == '__main__':
+    given = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(main(*(given + [1_000_000, 5, 10_000_000][len(given) :])))
