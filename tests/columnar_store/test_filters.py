@@ -95,7 +95,7 @@ def holds(value: Any, wanted: Any) -> bool:
         if op == 'in':
             if not any(holds(value, one) for one in other):
                 return False
-        elif value is None or not COMPARE[op](value, other):
+        elif value is None or value != value or other != other or not COMPARE[op](value, other):  # noqa: PLR0124 (NaN compares with nothing)
             return False
     return True
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from fractions import Fraction
 from functools import reduce
 from typing import Any
 
@@ -100,11 +101,11 @@ def _compare(field: pa.Field, op: str, value: Any) -> Condition:
         kind = kind.value_type
     if pa.types.is_integer(kind) or pa.types.is_decimal(kind):
         return _exact(field.name, kind, stored, op, value)
+    if pa.types.is_floating(kind) and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        return _real(field.name, stored, op, value)
     literal = _literal(field.name, kind, stored, value)
     if pa.types.is_boolean(kind) and op != 'eq':
         raise BadFilter(f'{op} means nothing on the yes/no column {field.name!r}')
-    if isinstance(literal.as_py(), float) and math.isnan(literal.as_py()):
-        return Condition(field.name, 'none')
     return Condition(field.name, op, (literal,))
 
 
@@ -112,24 +113,31 @@ def _exact(name: str, kind: pa.DataType, stored: pa.DataType, op: str, value: An
     """A comparison of whole or decimal numbers, exact whatever number it is with: below, between and beyond the column's."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise BadFilter(f'column {name!r} holds numbers ({kind}), not {value!r}')
-    number = Decimal(value)
-    if number.is_nan():
-        return Condition(name, 'none')
-    scale = kind.scale if pa.types.is_decimal(kind) else 0
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        number: Fraction | None = None
+        beyond = 0 if math.isnan(value) else int(math.copysign(1, value))
+    else:
+        number = Fraction(value)
+        scale = kind.scale if pa.types.is_decimal(kind) else 0
+        lowest, highest = _bounds(kind)
+        beyond = (number * 10**scale > highest) - (number * 10**scale < lowest)
     if pa.types.is_string(stored):
-        return _wide_decimal(name, kind, op, number)
-    lowest, highest = _bounds(kind)
-    if number.is_infinite() or not lowest <= number.scaleb(scale) <= highest:
-        above = number > 0
-        holds = {'eq': False, 'gte': not above, 'gt': not above, 'lte': above, 'lt': above}[op]
+        return _wide_decimal(name, kind, op, value, fits=number is not None and not beyond)
+    if number is None or beyond:
+        holds = {'eq': False, 'gte': beyond < 0, 'gt': beyond < 0, 'lte': beyond > 0, 'lt': beyond > 0}[op]
         return Condition(name, 'any' if holds else 'none')
-    floor = math.floor(number.scaleb(scale))
-    if floor != number.scaleb(scale):  # between two values of the column
+    floor = math.floor(number * 10**scale)
+    if floor != number * 10**scale:  # between two values of the column
         if op == 'eq':
             return Condition(name, 'none')
         op = 'gt' if op in {'gt', 'gte'} else 'lte'
-    literal = Decimal(floor).scaleb(-scale) if pa.types.is_decimal(stored) else floor
+    literal = _decimal(floor, scale) if pa.types.is_decimal(stored) else floor
     return Condition(name, op, (pa.scalar(literal, stored),))
+
+
+def _decimal(number: int, scale: int) -> Decimal:
+    # From its digits: arithmetic on decimals rounds to 28 of them.
+    return Decimal((int(number < 0), tuple(map(int, str(abs(number)))), -scale))
 
 
 def _bounds(kind: pa.DataType) -> tuple[int, int]:
@@ -140,26 +148,37 @@ def _bounds(kind: pa.DataType) -> tuple[int, int]:
     return 0, 2**kind.bit_width - 1
 
 
-def _wide_decimal(name: str, kind: pa.DataType, op: str, number: Decimal) -> Condition:
+def _wide_decimal(name: str, kind: pa.DataType, op: str, value: Any, *, fits: bool) -> Condition:
     if op != 'eq':
         raise BadFilter(
             f'column {name!r} of {kind} is stored as text: it can be compared for equality and in, not {op}'
         )
-    try:
-        literal = pa.scalar(number, kind).cast(pa.string())
-    except (pa.ArrowInvalid, InvalidOperation):
+    number = Fraction(value) * 10**kind.scale if fits else None
+    if number is None or number.denominator != 1:
         return Condition(name, 'none')
+    literal = pa.scalar(_decimal(number.numerator, kind.scale), kind).cast(pa.string())
     return Condition(name, op, (literal,))
+
+
+def _real(name: str, stored: pa.DataType, op: str, value: Any) -> Condition:
+    """A comparison with a real column, exact where the value is no float."""
+    try:
+        near = float(value)
+    except OverflowError:
+        near = math.inf if value > 0 else -math.inf
+    if math.isnan(near):
+        return Condition(name, 'none')
+    if near != value:
+        if op == 'eq':
+            return Condition(name, 'none')
+        above = near > value
+        op = ('gte' if above else 'gt') if op in {'gt', 'gte'} else ('lt' if above else 'lte')
+    return Condition(name, op, (pa.scalar(near, stored),))
 
 
 def _literal(name: str, kind: pa.DataType, stored: pa.DataType, value: Any) -> pa.Scalar:
     if pa.types.is_boolean(kind) and isinstance(value, bool):
         return pa.scalar(value)
-    if pa.types.is_floating(kind) and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        try:
-            return pa.scalar(float(value), stored)
-        except OverflowError:
-            return pa.scalar(math.copysign(math.inf, value), stored)
     if _is_text(kind) and isinstance(value, str):
         try:
             return pa.scalar(value, stored)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 NULL_DIRECTORY = '__HIVE_DEFAULT_PARTITION__'
+_TAKEN = {'_registry', '_delta_log'}
 _LONGEST = 180  # bytes of a name; file systems stop at 255 and a hash or a suffix must fit
 
 
@@ -21,7 +22,7 @@ def table_directory(table: str) -> str:
     """
     if not isinstance(table, str) or not table:
         raise ValueError(f'a table name is a text of at least one character, not {table!r}')
-    first_escaped = table[0] in '._' and (table[0] == '.' or table == '_registry')
+    first_escaped = table[0] in '._' and (table[0] == '.' or table in _TAKEN)
     parts = [
         char if (char.isalnum() or char in ' _-.') and not (first_escaped and place == 0) else _bytes(char)
         for place, char in enumerate(table)

@@ -1,0 +1,69 @@
+"""The distribution: its README runs, its names are what it says, its wheel works by itself."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import amplify_db_utils
+import pytest
+
+pytestmark = [pytest.mark.integration, pytest.mark.parquet]
+PACKAGE = Path(__file__).parents[2] / 'packages' / 'amplify-db-utils'
+
+
+def test_the_getting_started_of_the_readme_runs(tmp_path: Path) -> None:
+    blocks = re.findall(r'```python\n(.*?)```', (PACKAGE / 'README.md').read_text(), flags=re.DOTALL)
+    assert blocks
+    code = '\n'.join(block for block in blocks if 's3://' not in block)
+    done = subprocess.run([sys.executable, '-W', 'error', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names() -> None:
+    names = amplify_db_utils.__all__
+    assert names == sorted(names)
+    assert {'ColumnarStore', 'DuckDBParquetConfig', 'DuckDBParquetStore', 'Filters'} <= set(names)
+    assert all(hasattr(amplify_db_utils, name) for name in names)
+
+
+def test_it_knows_nothing_of_amp() -> None:
+    code = 'import sys, amplify_db_utils; print([name for name in sys.modules if name == "amp" or name.startswith("amp.")])'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout == '[]\n'
+    assert not [
+        path
+        for path in (PACKAGE / 'src').rglob('*.py')
+        if re.search(r'^\s*(from|import) amp\b', path.read_text(), re.M)
+    ]
+
+
+def test_the_wheel_works_bare(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, '-m', 'pip', '--version'], check=False, capture_output=True
+    )  # the environment of a uv has no pip; the new one below has its own
+    venv.create(tmp_path / 'venv', with_pip=True)
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    pip = [python, '-m', 'pip', '--quiet', '--disable-pip-version-check']
+    subprocess.run([*pip, 'wheel', '--no-deps', '--wheel-dir', tmp_path / 'dist', PACKAGE], check=True)
+    [wheel] = (tmp_path / 'dist').glob('*.whl')
+    subprocess.run([*pip, 'install', wheel], check=True)
+    code = (
+        'import pyarrow as pa\n'
+        'from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore\n'
+        'with DuckDBParquetStore(DuckDBParquetConfig(root="store")) as store:\n'
+        '    store.create_table("t", pa.schema([("k", "string"), ("v", "int64")]), partition_by=["k"])\n'
+        '    store.write("t", [{"k": "a", "v": 1}])\n'
+        '    print(list(store.read("t")), list(store.join("t", "t", "k", select="left")))\n'
+    )
+    clean = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
+    done = subprocess.run([python, '-c', code], cwd=tmp_path, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[{'k': 'a', 'v': 1}] [{'k': 'a', 'v': 1}]\n"
+    subprocess.run(
+        [tmp_path / 'venv' / 'bin' / 'amplify-db-migrate', tmp_path / 'store'], check=True, capture_output=True
+    )

@@ -1,0 +1,116 @@
+"""The same store on two S3 servers."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
+from amplify_db_utils.registry import PATH
+from amplify_db_utils.storage import open_storage
+
+from tests.columnar_store.conftest import S3Server
+from tests.columnar_store.models import PARTITION_BY, Image, image
+
+pytestmark = [pytest.mark.integration, pytest.mark.parquet]
+
+
+@pytest.fixture(params=['moto', 'localbucket'])
+def config(request: pytest.FixtureRequest) -> DuckDBParquetConfig:
+    server: S3Server = request.getfixturevalue(request.param)
+    return server.config(f"it's a prefix/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def store(config: DuckDBParquetConfig) -> Iterator[DuckDBParquetStore]:
+    with DuckDBParquetStore(config) as opened:
+        yield opened
+
+
+def test_a_store_on_s3(store: DuckDBParquetStore, config: DuckDBParquetConfig) -> None:
+    store.create_table('images', Image, partition_by=PARTITION_BY)
+    store.create_table('images', Image, partition_by=PARTITION_BY)
+    values = ['IFCB107', 'a/b', "it's", '100%', '..', 'ü', '', 'a=b']
+    rows = [image(at, instrument=value, month=1) for at, value in enumerate(values)]
+    store.write('images', rows)
+    store.write('images', [rows[0] | {'area': 9.0}], overwrite=True)
+    store.write('images', rows[1:])
+    with DuckDBParquetStore(config) as other:
+        assert other.count('images') == 15
+        for row in rows[1:]:
+            assert list(other.read('images', {'instrument': row['instrument']})) == [row, row]
+        assert list(other.read('images', {'instrument': 'IFCB107'}, ['area'])) == [{'area': 9.0}]
+        assert {row['instrument'] for row in other.distinct_values('images', ['instrument'])} == set(values)
+        assert len(list(other.join('images', 'images', 'image_id', select='left'))) == 1 + 7 * 4
+        assert other.tables() == ['images']
+        assert other.compact('images') == 14
+        assert len(other.vacuum('images', 0)) == 15
+        assert other.bulk_read('images').num_rows == 15
+    assert 'secret' not in repr(config)
+
+
+def test_adopting_a_directory_on_s3(store: DuckDBParquetStore, config: DuckDBParquetConfig) -> None:
+    storage = open_storage(config)
+    table = store_table()
+    with storage.filesystem.open_output_stream(
+        storage.path('old', 'instrument=x', 'year=1', 'month=1', 'a.parquet')
+    ) as stream:
+        pq.write_table(table.drop_columns(PARTITION_BY), stream)
+    store.register_table('old', Image, partition_by=PARTITION_BY)
+    assert store.count('old') == 3
+    assert storage.filesystem.get_file_info(storage.path('old', '_delta_log')).type == pafs.FileType.NotFound
+    store.write('old', [image(7)])
+    assert store.count('old', {'instrument': 'x'}) == 3
+    assert store.count('old') == 4
+
+
+def store_table():  # noqa: ANN201
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([image(at) for at in range(3)])
+
+
+def test_sixteen_writers_race(store: DuckDBParquetStore, config: DuckDBParquetConfig) -> None:
+    store.create_table('images', Image, partition_by=PARTITION_BY)
+
+    def append(writer: int) -> None:
+        with DuckDBParquetStore(config) as mine:
+            for at in range(3):
+                mine.write('images', [image(100 * writer + at, month=at)])
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(append, range(16)))
+    found = Counter(row['image_id'] for row in store.read('images'))
+    assert found == Counter(f'image {100 * writer + at:05}' for writer in range(16) for at in range(3))
+
+
+def test_the_registry_loses_no_update(store: DuckDBParquetStore, config: DuckDBParquetConfig) -> None:
+    def create(number: int) -> None:
+        with DuckDBParquetStore(config) as mine:
+            mine.create_table('shared', Image)
+            mine.create_table(f'table {number}', Image)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(create, range(6)))
+    storage = open_storage(config)
+    entries = json.loads(storage.read(PATH) or b'')
+    assert set(entries) == {'shared', *(f'table {number}' for number in range(6))}
+    assert store.tables() == sorted(entries)
+
+
+def test_overwrites_race_and_one_wins_whole(store: DuckDBParquetStore, config: DuckDBParquetConfig) -> None:
+    store.create_table('images', Image, partition_by=PARTITION_BY)
+
+    def overwrite(writer: int) -> None:
+        with DuckDBParquetStore(config) as mine:
+            mine.write('images', [image(at, month=at % 3, area=float(writer)) for at in range(30)], overwrite=True)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(overwrite, range(6)))
+    assert list(Counter(store.bulk_read('images')['area'].to_pylist()).values()) == [30]
