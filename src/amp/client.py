@@ -45,6 +45,13 @@ class Client:
         if server is None:
             raise ConfigError('no Amp server is named', hint="for example Client('grpc://localhost:1602')")
         token = auth_token if auth_token is not None else os.environ.get('AMP_AUTH_TOKEN')
+        self._settings = {
+            'url': server,
+            'auth_token': token,
+            'connect_timeout': connect_timeout,
+            'keepalive': keepalive,
+            'tls_root_certs': tls_root_certs,
+        }
         self.transport = FlightTransport(
             server, token, connect_timeout=connect_timeout, keepalive=keepalive, tls_root_certs=tls_root_certs
         )
@@ -92,10 +99,17 @@ class Client:
     def make_loader(self, connection: str, config: Mapping[str, Any] | None = None) -> DataLoader[Any]:
         """The loader behind a URL or a configured name, with `config` on top. Raises ConfigError, MissingExtraError."""
         from amp.loaders.registry import create_loader
+
+        return create_loader(*self.connection_settings(connection, config), self.label_manager)
+
+    def connection_settings(
+        self, connection: str, config: Mapping[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Loader and configuration behind a URL or a configured name, `config` on top. Raises ConfigError."""
         from amp.loaders.urls import is_url, loader_of_url
 
         if is_url(connection):
-            return create_loader(loader_of_url(connection), {'url': connection, **(config or {})}, self.label_manager)
+            return loader_of_url(connection), {'url': connection, **(config or {})}
         if connection not in self._connections:
             known = ', '.join(self.list_connections())
             raise ConfigError(
@@ -103,7 +117,11 @@ class Client:
                 hint=f'known connections: {known}' if known else 'give a URL such as duckdb:///chain.db',
             )
         loader, settings = self._connections[connection]
-        return create_loader(loader, {**settings, **(config or {})}, self.label_manager)
+        return loader, {**settings, **(config or {})}
+
+    def settings(self) -> dict[str, Any]:
+        """What makes another client like this one, in another process: it holds the token."""
+        return dict(self._settings)
 
     def close(self) -> None:
         """Closes the connection to the server."""

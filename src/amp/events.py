@@ -9,7 +9,7 @@ so it should be quick; one that raises is logged and does not stop the rows. `am
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -29,7 +29,7 @@ class Committed:
     bytes: int
     seconds: float
     blocks: int = 0
-    position: dict[str, object] = field(default_factory=dict)
+    position: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

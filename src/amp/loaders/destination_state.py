@@ -39,15 +39,17 @@ class DestinationStateStore(StreamStateStore):
     ) -> ResumeWatermark | None:
         """Where the stream resumes; with `detect_gaps` the position before the first gap, and the gaps."""
         state = self._state(table, stream)
-        if state is None or not state.position:
-            return None
         if not detect_gaps:
-            return state.position
-        history = state.history()
+            return state.position if state is not None and state.position else None
+        history = self._history(table, stream)
+        if not history:
+            return None
+        position = state.position.ranges if state is not None else ()
         gaps = gaps_in(history, start_block)
         first = {gap.network: gap.start for gap in reversed(gaps)}
         before = [r for r in history if r.end + 1 == first.get(r.network, -1)]
-        whole = [r for r in state.position.ranges if r.network not in first]
+        ends = {r.network: r for r in [*history, *position]}
+        whole = [r for network, r in ends.items() if network not in first]
         return ResumeWatermark([*before, *whole], gaps=gaps)
 
     def mark_processed(
@@ -79,6 +81,14 @@ class DestinationStateStore(StreamStateStore):
     def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
         """Raises DestinationError."""
         raise self._refusal('writes')
+
+    def _history(self, table: str, stream: str | None) -> tuple[BlockRange, ...]:
+        """Of the stream and the lanes of its backfill."""
+        from amp.loaders.lanes import family, history_of
+
+        self._loader._ensure_connected()
+        infos = self._loader.streaming_destination().list_streams()
+        return history_of(family(infos, StreamKey(table, stream or table)))
 
     def _state(self, table: str, stream: str | None) -> StreamState | None:
         self._loader._ensure_connected()

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from amp.loaders.types import LabelConfig
 from amp.streaming.iterator import End
 from amp.streaming.resilience import RetryConfig
-from amp.streaming.types import ResponseBatch
+from amp.streaming.types import BlockRange, ResponseBatch
 
 __all__ = ['FOR_EVER', 'Source', 'StreamSettings']
 
@@ -43,7 +43,8 @@ class StreamSettings:
     `commit_rows`, `commit_bytes` or `commit_seconds`; without backlog, at every one. A unit without rows may wait
     `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
     any progress (None: for ever); `retry`: how to wait meanwhile. `column_types`, `label_config` and
-    `schema_evolution` are those of a plain load.
+    `schema_evolution` are those of a plain load. `base`: blocks that a backfill has loaded; a stream that has not begun
+    begins right after them, and must be given exactly that.
     """
 
     retention: int = 128
@@ -60,3 +61,4 @@ class StreamSettings:
     position_seconds: float = 0.0
     retry_seconds: float | None = None
     retry: RetryConfig | None = None
+    base: BlockRange | None = None

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amp.errors import ConfigError, DestinationError, SourceError, redact
-from amp.loaders.destination_state import gaps_in
+from amp.loaders.lanes import family, gaps_of, history_of, leader
 from amp.loaders.registry import create_loader
 from amp.loaders.unit import StreamInfo
 from amp.loaders.urls import is_url, loader_of_url
+from amp.streaming.ledger import StreamKey, StreamState
 from amp.streaming.types import BlockRange
 
 if TYPE_CHECKING:
     from amp.client import Client
     from amp.loaders.base import DataLoader
 
-__all__ = ['StreamStatus', 'as_table', 'gaps_of', 'open_destination', 'server_coverage', 'status_of']
+__all__ = ['StreamStatus', 'as_table', 'open_destination', 'server_coverage', 'status_of']
 
 # SQL ends with its SETTINGS; inside another query they have no place.
 _SETTINGS = re.compile(
@@ -33,7 +34,7 @@ _SETTINGS = re.compile(
 class StreamStatus:
     """What a destination says of one stream. `coverage` is what the server has for its query, None when not asked.
 
-    `server` says why the server's side is missing; `window_blocks` are the blocks that could still be taken back.
+    `server` says why the server's side is missing; `window_blocks` are the blocks that could still be taken back; `lanes` of a backfill hold part of the history.
     """
 
     info: StreamInfo
@@ -43,6 +44,7 @@ class StreamStatus:
     window_blocks: int
     coverage: tuple[BlockRange, ...] | None = None
     server: str | None = None
+    lanes: int = 0
 
     @property
     def lag(self) -> dict[str, int] | None:
@@ -62,6 +64,7 @@ class StreamStatus:
             'epoch': info.state.epoch,
             'position': {r.network: {'number': r.end, 'hash': r.hash} for r in info.state.position.ranges},
             'history': [r.to_dict() for r in self.history],
+            'lanes': self.lanes,
             'gaps': [r.to_dict() for r in self.gaps],
             'undo_window': {'entries': self.window_entries, 'blocks': self.window_blocks},
             'owner': info.claim.owner,
@@ -81,7 +84,10 @@ def status_of(loader: DataLoader[Any], source: Client | None = None) -> list[Str
     """
     found = []
     down: str | None = None
-    for info in loader.streaming_destination().list_streams():
+    infos = loader.streaming_destination().list_streams()
+    for key in dict.fromkeys(map(leader, infos)):
+        members = family(infos, key)
+        info = members[0]
         coverage: tuple[BlockRange, ...] | None = None
         problem = down
         if source is not None and problem is None:
@@ -93,31 +99,29 @@ def status_of(loader: DataLoader[Any], source: Client | None = None) -> list[Str
                 except SourceError as error:
                     problem = redact(error.message)
                     down = problem if error.retryable else None
-        found.append(_status(info, coverage, problem))
+        found.append(_status(key, members, coverage, problem))
     return found
 
 
-def _status(info: StreamInfo, coverage: tuple[BlockRange, ...] | None, problem: str | None) -> StreamStatus:
+def _status(
+    key: StreamKey, members: Sequence[StreamInfo], coverage: tuple[BlockRange, ...] | None, problem: str | None
+) -> StreamStatus:
+    info = members[0]
+    lanes = [member for member in members if member.key != key]
+    if info.key != key:
+        # Only lanes yet: the stream itself has not begun.
+        info = StreamInfo(key, StreamState(info.state.number, info.state.epoch), info.claim, info.committed_at)
     state = info.state
     return StreamStatus(
         info,
-        state.history(),
-        gaps_of(info),
+        history_of(members),
+        gaps_of(members),
         len(state.entries),
         sum(_blocks(entry.ranges) for entry in state.entries),
         coverage,
         problem,
+        len(lanes),
     )
-
-
-def gaps_of(info: StreamInfo) -> tuple[BlockRange, ...]:
-    """Every hole in the history of a stream, from the first block that it ever took."""
-    state = info.state
-    gaps: list[BlockRange] = []
-    for network in state.networks:
-        history = [r for r in state.history() if r.network == network]
-        gaps.extend(gaps_in(history, state.origins.get(network, history[0].start)))
-    return tuple(gaps)
 
 
 def server_coverage(client: Client, query: str) -> tuple[BlockRange, ...]:

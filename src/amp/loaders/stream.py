@@ -8,9 +8,11 @@ from the committed position, or the stream is opened anew, which reads the truth
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -27,6 +29,7 @@ from amp.errors import (
 )
 from amp.events import Committed, Retrying, Undone, emit
 from amp.loaders.evolution import evolution
+from amp.loaders.lanes import base_for
 from amp.loaders.points import reached
 from amp.loaders.settings import FOR_EVER, Source, StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
@@ -81,6 +84,7 @@ class StreamEngine:
         self._machine: StreamMachine
         self._fresh = False
         self._whole_table = False
+        self._base: BlockRange | None = None
         self._must_retake = False
         self._first_undo: Undo | None = None
         self._hand: _InHand | None = None
@@ -103,7 +107,7 @@ class StreamEngine:
                 if self._must_retake:
                     self._retake()
                     yield from self._settle_doubt()
-                source = self._connect(self._machine.committed.position or None)
+                source = self._connect(self._cursor())
                 if (yield from self._follow(source)):
                     return
                 failure: AmpError | None = None
@@ -120,6 +124,13 @@ class StreamEngine:
                 self._attempts.failed(failure)
             if failure is not None or self._commits == commits:
                 self._pause(backoff, failure)
+
+    def _cursor(self) -> ResumeWatermark | None:
+        if self._machine.start is None:
+            return self._machine.committed.position or None
+        network, number = self._machine.start
+        # With a hash that no block has, the server begins at the number itself and names its parent.
+        return ResumeWatermark([BlockRange(network, number, number, '0x' + secrets.token_hex(32))])
 
     def _pause(self, backoff: ExponentialBackoff, failure: AmpError | None) -> None:
         pause = backoff.next_delay()
@@ -250,7 +261,7 @@ class StreamEngine:
         step = min(self._attempts.batch_size.rows, batch.num_rows)
         for at in range(0, batch.num_rows, step):
             part = stamp(batch.slice(at, step), tx_id, batch_id)
-            rows += self._guarded(lambda part=part: hand.unit.write(part))
+            rows += self._guarded(partial(hand.unit.write, part))
         reached('unit.after_data')
         if rows < batch.num_rows:
             raise LoadError(
@@ -324,6 +335,9 @@ class StreamEngine:
         self._refuse_conflicts(known)
         mine = known.get(self._job.key)
         has_history = mine is not None and bool(mine.state.entries or mine.state.segments)
+        self._base = self._settings.base
+        if mine is None or not mine.state.position:
+            self._base = base_for(self._destination, list(known.values()), self._job.key, self._claim) or self._base
         self._whole_table = self._job.mode is LoadMode.OVERWRITE
         self._fresh = self._whole_table if not has_history else not self._settings.resume
         if self._whole_table:
@@ -364,7 +378,9 @@ class StreamEngine:
             before = IdRun(state.interval.first, state.first_id - 1)
             self._first_undo = Undo(empty, (before,), state.entries, (), is_reorg=False, whole_table=self._whole_table)
             state = empty
-        self._machine = StreamMachine(state, retention=self._settings.retention, strict=self._settings.strict)
+        self._machine = StreamMachine(
+            state, retention=self._settings.retention, strict=self._settings.strict, base=self._base
+        )
         logger.info('stream %s epoch %d from %s', self._job.key.name, state.epoch, state.position.to_json())
 
     def _prepare(self, response: ResponseBatch) -> None:

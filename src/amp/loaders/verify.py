@@ -15,8 +15,8 @@ import numpy as np
 
 from amp.errors import ConfigError, VerifyError
 from amp.loaders.findings import Finding, Report, shown
+from amp.loaders.lanes import family, gaps_of, leader
 from amp.loaders.stamps import STAMP_COLUMNS
-from amp.loaders.status import gaps_of
 from amp.loaders.unit import StreamInfo
 from amp.loaders.verify_rows import BLOCK_COLUMNS, RowSummary, check_rows, summarise
 from amp.streaming.ledger import MAX_COUNTER, Entry, IdRun, StreamKey, StreamState, transaction_id
@@ -62,7 +62,8 @@ def verify_table(
         raise ConfigError(f'there is {what} {table!r}', hint=f'streams: {known}' if known else 'see amp status')
     reports = {info.key: Report(info.key, info.state.history()) for info in chosen}
     for info in chosen:
-        reports[info.key].findings.extend(check_state(info))
+        members = family(infos, leader(info))
+        reports[info.key].findings.extend(check_state(info, members if info is members[0] else ()))
     if not loader.table_exists(table):
         for info in chosen:
             if info.state.networks:
@@ -84,10 +85,10 @@ def _streams_of(loader: DataLoader[Any], table: str) -> list[StreamInfo]:
 # The state itself
 
 
-def check_state(info: StreamInfo) -> Iterator[Finding]:
-    """Gaps, overlaps, hashes that do not link, ids that do not rise or are of no epoch that was ever taken."""
+def check_state(info: StreamInfo, members: Sequence[StreamInfo] | None = None) -> Iterator[Finding]:
+    """Gaps (of all `members` of a stream together, where a backfill's lanes hold part of it), overlaps, hashes that do not link, ids that do not rise or are of no epoch that was ever taken."""
     state = info.state
-    for gap in gaps_of(info):
+    for gap in gaps_of([info] if members is None else members):
         yield Finding('gap', f'nothing is recorded of {gap}', (gap,))
     for network in state.networks:
         yield from _check_chain([s for s in state.segments if s.network == network], _ranges_of(state, network))

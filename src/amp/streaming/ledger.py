@@ -101,7 +101,8 @@ class StreamState:
     """The memory of one stream. `epoch` belongs to whoever opened it; `entries` rise by id; `segments` by start.
 
     `origins` holds the first block that the stream ever took, per network: a stream that was undone to nothing must
-    begin there again.
+    begin there again. `base` is history that others hold for the stream (the lanes of a backfill), one range a network
+    with the hash of its end: the stream goes on after it and can never go below.
     """
 
     number: int
@@ -109,6 +110,7 @@ class StreamState:
     entries: tuple[Entry, ...] = ()
     segments: tuple[BlockRange, ...] = ()
     origins: Mapping[str, int] = field(default_factory=dict)
+    base: tuple[BlockRange, ...] = ()
 
     @property
     def interval(self) -> IdRun:
@@ -126,13 +128,15 @@ class StreamState:
             found = entry.range_of(network)
             if found is not None:
                 return found
-        ends = [s for s in self.segments if s.network == network]
+        ends = [s for s in (*self.base, *self.segments) if s.network == network]
         return max(ends, key=lambda s: s.end) if ends else None
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Every network that has history, sorted."""
-        names = {r.network for entry in self.entries for r in entry.ranges} | {s.network for s in self.segments}
+        names = {r.network for entry in self.entries for r in entry.ranges} | {
+            s.network for s in (*self.base, *self.segments)
+        }
         return tuple(sorted(names))
 
     @property
@@ -150,6 +154,29 @@ class StreamState:
         for r in ranges:
             origins[r.network] = min(r.start, origins.get(r.network, r.start))
         return replace(self, entries=(*self.entries, Entry(tx_id, tx_id, tuple(ranges))), origins=origins)
+
+    def fill(self, tx_id: int, r: BlockRange, *, final: bool = True) -> StreamState:
+        """With a unit of a backfill, whose rows carry `tx_id`: in any order of blocks.
+
+        A final one is history at once; its entry stays as long as it is the newest, so that its id is known to be done.
+        One that is not final stays an entry until it is taken back: see `unsettled`.
+        """
+        origins = {**self.origins, r.network: min(r.start, self.origins.get(r.network, r.start))}
+        segments = merge_ranges([*self.segments, r]) if final else self.segments
+        kept = self.entries if self.unsettled() else ()
+        return replace(self, entries=(*kept, Entry(tx_id, tx_id, (r,))), segments=segments, origins=origins)
+
+    def unsettled(self) -> tuple[Entry, ...]:
+        """Units of a backfill that came so near the head that the chain may have changed under them."""
+        return tuple(e for e in self.entries if not all(any(_within(r, s) for s in self.segments) for r in e.ranges))
+
+    def settle(self) -> Undo | None:
+        """What takes the unsettled units back; None when there are none."""
+        gone = self.unsettled()
+        if not gone:
+            return None
+        kept = replace(self, entries=tuple(e for e in self.entries if e not in gone))
+        return Undo(kept, id_runs(gone), gone, tuple(r for e in gone for r in e.ranges), is_reorg=False)
 
     def prune(self, retention: int) -> StreamState:
         """With entries that left the undo window merged into segments.
@@ -181,15 +208,15 @@ class StreamState:
 
     def to_json(self) -> str:
         """What a destination stores. The epoch and the number are stored beside it, not in it."""
-        return json.dumps(
-            {
-                'version': 1,
-                'entries': [[e.first_id, e.last_id, [_packed(r) for r in e.ranges]] for e in self.entries],
-                'segments': [_packed(s) for s in self.segments],
-                'origins': dict(self.origins),
-            },
-            separators=(',', ':'),
-        )
+        stored = {
+            'version': 1,
+            'entries': [[e.first_id, e.last_id, [_packed(r) for r in e.ranges]] for e in self.entries],
+            'segments': [_packed(s) for s in self.segments],
+            'origins': dict(self.origins),
+        }
+        if self.base:
+            stored['base'] = [_packed(s) for s in self.base]
+        return json.dumps(stored, separators=(',', ':'))
 
     @classmethod
     def from_json(cls, number: int, epoch: int, text: str | None) -> StreamState:
@@ -207,9 +234,14 @@ class StreamState:
             interval = stream_interval(number)
             if not all(interval.first <= e.first_id <= e.last_id <= interval.last for e in entries):
                 raise IntegrityError(f'the stored state of stream {number} names rows of another stream: {text[:120]}')
-            return cls(number, epoch, entries, tuple(map(_unpacked, stored['segments'])), dict(stored['origins']))
+            segments, base = (tuple(map(_unpacked, stored.get(part, ()))) for part in ('segments', 'base'))
+            return cls(number, epoch, entries, segments, dict(stored['origins']), base)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f'the stored state of stream {number} does not parse: {text[:120]}') from error
+
+
+def _within(inner: BlockRange, outer: BlockRange) -> bool:
+    return inner.network == outer.network and outer.start <= inner.start and inner.end <= outer.end
 
 
 def _covers(r: BlockRange, batch: BatchIdentifier) -> bool:
@@ -336,7 +368,7 @@ def _linked(last: BlockRange, r: BlockRange) -> bool:
 
 def _final_history_hit(state: StreamState, ranges: Sequence[BlockRange]) -> BlockRange | None:
     for r in ranges:
-        for segment in state.segments:
+        for segment in (*state.base, *state.segments):
             if segment.network != r.network:
                 continue
             directly_below = segment.end == r.start - 1 and not _linked(segment, r)

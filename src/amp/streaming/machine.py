@@ -17,7 +17,7 @@ the same metadata once more:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amp.errors import ProtocolError, ReorgTooDeepError
 from amp.streaming.ledger import MAX_COUNTER, StreamState, Undo, admit, invalidate, transaction_id
@@ -92,10 +92,14 @@ class StreamMachine:
     """Decides for one stream in one epoch.
 
     `retention` is in blocks. `strict` holds ranges to the server's rules; without it ranges made by hand may leave
-    hashes out, and cannot be asked for again. Errors: ProtocolError for a broken rule, ReorgTooDeepError when final history would have to go.
+    hashes out, and cannot be asked for again. `base`: history that others hold for a stream that has not begun; its
+    first range must be the next one, and says what hash the base ends with. Errors: ProtocolError for a broken rule, ReorgTooDeepError when final history would have to go.
     """
 
-    def __init__(self, state: StreamState, *, retention: int = 128, strict: bool = True) -> None:
+    def __init__(
+        self, state: StreamState, *, retention: int = 128, strict: bool = True, base: BlockRange | None = None
+    ) -> None:
+        self._base = base if not state.position else None
         self.committed = state
         self.pending = state
         self._retention = retention
@@ -181,12 +185,34 @@ class StreamMachine:
         if self._strict:
             check_ranges(ranges)
             detect_reorg(self._previous, ranges)
+        self._stand_on_base(ranges)
         step = self._admit(ranges)
         if step is None:
             self._previous = ranges
             self._open = _Open(ranges, self.next_id(), batch_id(ranges))
             self._counter += 1
         return step
+
+    def _stand_on_base(self, ranges: tuple[BlockRange, ...]) -> None:
+        base = self._base
+        if base is None:
+            return
+        first = ranges[0]
+        if len(ranges) > 1 or first.network != base.network or first.start != base.end + 1 or first.prev_hash is None:
+            raise ProtocolError(
+                f'the stream should begin right after block {base.end} of {base.network}, and began with {first}',
+                hint='the server moved back below the blocks that were loaded: load with a larger reorg_buffer',
+                rule='HandOver',
+                ranges=ranges,
+            )
+        self._base = None
+        own = BlockRange(base.network, base.start, base.end, first.prev_hash)
+        self.committed = self.pending = replace(self.committed, base=(own,))
+
+    @property
+    def start(self) -> tuple[str, int] | None:
+        """Network and number of the block at which a stream that has not begun must be asked to begin."""
+        return None if self._base is None else (self._base.network, self._base.end + 1)
 
     def _admit(self, ranges: tuple[BlockRange, ...]) -> Step | None:
         admission = admit(self.pending, ranges)

@@ -1,0 +1,293 @@
+"""Drives the lanes of a backfill, and hands over to the stream.
+
+plan      what the server covers, less what the destination has: the ranges still to do, lowest first
+lanes     take partitions from one queue, each a unit of its own, on threads, processes or a cluster
+hand over when all below it is there, the stream begins at the very next block, and must be given exactly that
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from amp.backfill.lane import RETRY, Lane, LaneSpec, PartitionError
+from amp.backfill.plan import Plan, make_plan
+from amp.backfill.remote import run_remotely
+from amp.errors import ConfigError, LoadError
+from amp.loaders.options import as_mode
+from amp.loaders.session import stream_query
+from amp.loaders.settings import StreamSettings
+from amp.loaders.types import LoadMode, LoadResult
+from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
+
+if TYPE_CHECKING:
+    from amp.client import Client
+
+__all__ = ['ParallelStreamExecutor']
+
+logger = logging.getLogger('amp.backfill')
+
+_MOST_LANES_A_PARTITION = 3
+_SETTINGS = ('create_table', 'schema_evolution', 'column_types', 'label_config')
+
+
+@dataclass
+class _Failed:
+    """A partition that a lane gave up, and how many lanes have tried it."""
+
+    partition: QueryPartition
+    tries: int
+    lane: int | None
+
+
+class ParallelStreamExecutor:
+    """Loads a range of blocks with several workers, and then follows the chain when `config.max_block` is None.
+
+    `query` defaults to all of `config.table_name`, `destination` to its name. Iterate to make it go: one LoadResult for
+    each partition (`success=False` for one that failed for good), then one for each commit of the stream. Closing the
+    iterator stops the workers, each at the end of the unit in hand or by rolling it back.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        config: ParallelConfig,
+        *,
+        query: str | None = None,
+        connection: str | None = None,
+        destination: str | None = None,
+    ) -> None:
+        self.client = client
+        self.config = config
+        self._query = query
+        self._connection = connection
+        self._destination = destination
+
+    def load_with_resume_optimization(
+        self,
+        config: ParallelConfig | None = None,
+        *,
+        query: str | None = None,
+        connection: str | None = None,
+        destination: str | None = None,
+        detect_gaps: bool = True,
+        **options: Any,
+    ) -> Iterator[LoadResult]:
+        """Load what is missing, gaps first. `detect_gaps=False` looks no further than the first missing block.
+
+        Raises ConfigError for a query that cannot be split or a destination that is not named, SourceError,
+        DestinationError, and LoadError at the end when partitions failed and a stream was to follow.
+        """
+        chosen = config or self.config
+        connection = connection or self._connection
+        if connection is None:
+            raise ConfigError('no destination is named', hint='give connection=, a URL or a configured name')
+        sql = query or self._query or f'SELECT * FROM {chosen.table_name}'
+        table = destination or self._destination or chosen.table_name.rpartition('.')[2]
+        return self._run(chosen, sql, connection, table, detect_gaps, options)
+
+    def execute_parallel_stream(
+        self, user_query: str, destination: str, connection_name: str, load_config: Mapping[str, Any] | None = None
+    ) -> Iterator[LoadResult]:
+        """The same by its older name; `load_config` are options of a load."""
+        return self.load_with_resume_optimization(
+            query=user_query, connection=connection_name, destination=destination, **dict(load_config or {})
+        )
+
+    def _run(
+        self, config: ParallelConfig, sql: str, connection: str, table: str, detect_gaps: bool, options: dict[str, Any]
+    ) -> Iterator[LoadResult]:
+        given = dict(options)
+        stream = str(given.pop('name', None) or table)
+        loader_config = given.pop('config', None)
+        mode = as_mode(given.pop('mode', LoadMode.APPEND))
+        if mode is not LoadMode.APPEND:
+            raise ConfigError(f'a parallel load cannot {mode.value}: its units come in any order', hint="mode='append'")
+        settings = replace(
+            given.pop('settings', None) or StreamSettings(), **{k: given.pop(k) for k in _SETTINGS if k in given}
+        )
+        spec = LaneSpec(
+            sql,
+            table,
+            stream,
+            network='',
+            block_column=config.block_column,
+            reorg_buffer=config.reorg_buffer,
+            retry=config.retry_config or RETRY,
+            settings=settings,
+            options=given,
+        )
+        work = _Work(self.client, connection, loader_config, config, spec)
+        follow = config.max_block is None
+        with work.loader() as loader:
+            loader._options(given)
+            plan = make_plan(self.client, loader, spec, config, detect_gaps)
+        work.spec = replace(spec, network=plan.network)
+        plan.log(logger)
+        failed = []
+        for result in work.run(plan):
+            if not result.success:
+                failed.append(result)
+            yield result
+            if failed and config.stop_on_error:
+                raise _gave_up(failed)
+        if not follow:
+            return
+        if failed:
+            raise _gave_up(failed)
+        yield from self._follow(work, plan, settings)
+
+    def _follow(self, work: _Work, plan: Plan, settings: StreamSettings) -> Iterator[LoadResult]:
+        spec = work.spec
+        yield from stream_query(
+            work.loader(),
+            self.client.sql(spec.query),
+            spec.table,
+            name=spec.stream,
+            settings=replace(settings, base=plan.base),
+            **dict(spec.options),
+        )
+
+
+def _gave_up(failed: list[LoadResult]) -> LoadError:
+    ranges = ', '.join(f'{r.metadata["start_block"]} to {r.metadata["end_block"] - 1}' for r in failed[:8])
+    more = f' and {len(failed) - 8} more' if len(failed) > 8 else ''
+    return LoadError(
+        f'{len(failed)} partitions were not loaded (blocks {ranges}{more}): {failed[0].error}',
+        result=failed[0],
+        hint='run the same again: it loads only what is missing',
+    )
+
+
+class _Work:
+    """The lanes at work: one queue of partitions in, one queue of results out."""
+
+    def __init__(
+        self,
+        client: Client,
+        connection: str,
+        loader_config: Mapping[str, Any] | None,
+        config: ParallelConfig,
+        spec: LaneSpec,
+    ) -> None:
+        self.spec = spec
+        self._client = client
+        self._connection = connection
+        self._loader_config = loader_config
+        self._config = config
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._opening = threading.Lock()
+
+    def loader(self) -> Any:
+        """A loader of its own for each lane: a connection is never shared between threads."""
+        overrides = dict(self._loader_config or {})
+        if self._config.back_pressure_config is not None:
+            overrides['resilience'] = {'back_pressure': self._config.back_pressure_config}
+        return self._client.make_loader(self._connection, overrides)
+
+    def run(self, plan: Plan) -> Iterator[LoadResult]:
+        """Results as they come; ends when nothing is left."""
+        if not plan.ranges:
+            return
+        todo = RangeQueue(plan.ranges, self._config.partition_size)
+        if self._config.executor is not None:
+            yield from run_remotely(
+                self._config.executor,
+                self._client,
+                self._connection,
+                self._loader_config,
+                self.spec,
+                self._config,
+                todo,
+            )
+            return
+        results: queue.SimpleQueue[LoadResult | BaseException | None] = queue.SimpleQueue()
+        failed: list[_Failed] = []
+        threads = [
+            threading.Thread(target=self._lane, args=(n, todo, failed, results), name=f'amp-lane-{n}', daemon=True)
+            for n in range(self._config.num_workers)
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            running = len(threads)
+            while running:
+                result = results.get()
+                if result is None:
+                    running -= 1
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    yield result
+            for left in failed:
+                yield _last_word(left)
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+
+    def _lane(
+        self,
+        number: int,
+        todo: RangeQueue,
+        failed: list[_Failed],
+        results: queue.SimpleQueue[LoadResult | BaseException | None],
+    ) -> None:
+        try:
+            with self.loader() as loader:
+                turn = None if loader.CONCURRENT_UNITS else self._turn
+                lane = Lane(self._client, loader, self.spec, number, turn, self._opening)
+                while not self._stop.is_set():
+                    task = self._take(todo, failed, number)
+                    if task is None:
+                        break
+                    try:
+                        result = lane.run(task.partition)
+                    except PartitionError as error:
+                        logger.warning('%s', error)
+                        self._give_back(failed, task, error, number, results)
+                        continue
+                    with self._lock:
+                        todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
+                    results.put(result)
+        except BaseException as error:  # noqa: BLE001 - told to the consumer, in whose thread it is raised
+            results.put(error)
+        finally:
+            results.put(None)
+
+    def _take(self, todo: RangeQueue, failed: list[_Failed], lane: int) -> _Failed | None:
+        with self._lock:
+            for task in failed:
+                if task.tries < _MOST_LANES_A_PARTITION and task.lane in {None, lane}:
+                    failed.remove(task)
+                    return task
+            partition = todo.take(self.spec.block_column)
+        return None if partition is None else _Failed(partition, 0, None)
+
+    def _give_back(
+        self,
+        failed: list[_Failed],
+        task: _Failed,
+        error: PartitionError,
+        lane: int,
+        results: queue.SimpleQueue[LoadResult | BaseException | None],
+    ) -> None:
+        """Another lane may try it; when only this one can know whether it is there, this one alone."""
+        tries = task.tries + 1
+        if tries >= _MOST_LANES_A_PARTITION or self._config.stop_on_error:
+            if error.result is not None:
+                results.put(error.result)
+            return
+        with self._lock:
+            failed.append(_Failed(task.partition, tries, lane if error.in_doubt else None))
+
+
+def _last_word(left: _Failed) -> LoadResult:
+    metadata = {'operation': 'load_partition', **left.partition.metadata}
+    return LoadResult(0, 0.0, 0.0, '', '', False, error='no worker was left to try it again', metadata=metadata)

@@ -1,0 +1,253 @@
+"""One worker of a backfill: a stream of its own at the destination, whose units are partitions in any order.
+
+A lane has its own number, epoch and interval of ids, so lanes commit beside each other and beside a live stream, and
+none ever touches another's rows. A partition is one batch query and one commit; it counts only when the server's tables
+reach over it and the result came to its end. When the outcome of a commit is unknown the lane is opened anew, which
+waits for the commit or cuts it off, and then says whether the partition is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from amp.backfill.split import Splittable
+from amp.errors import (
+    AmpError,
+    DestinationError,
+    IncompleteResultError,
+    LoadError,
+    SourceError,
+    StaleEpochError,
+    redact,
+)
+from amp.events import Committed, Retrying, emit
+from amp.loaders.points import reached
+from amp.loaders.settings import StreamSettings
+from amp.loaders.stamps import stamp, stamped_schema
+from amp.loaders.types import LoadResult
+from amp.loaders.unit import Claim, StreamJob, Unit
+from amp.streaming.ledger import MAX_COUNTER, StreamKey, StreamState, transaction_id
+from amp.streaming.machine import batch_id
+from amp.streaming.parallel import QueryPartition, lane_name, missing
+from amp.streaming.resilience import ErrorClassifier, ExponentialBackoff, RetryConfig
+from amp.streaming.types import BlockRange
+
+if TYPE_CHECKING:
+    from amp.client import Client
+    from amp.loaders.base import DataLoader
+
+__all__ = ['Lane', 'LaneSpec', 'PartitionError']
+
+logger = logging.getLogger('amp.backfill')
+
+RETRY = RetryConfig(max_retries=5, initial_backoff_ms=200, max_backoff_ms=10_000)
+
+
+class PartitionError(LoadError):
+    """A partition that failed for good. `in_doubt`: only the same lane can say whether its rows are there."""
+
+    def __init__(self, message: str, *, partition: QueryPartition, in_doubt: bool, **context: Any) -> None:
+        super().__init__(message, **context)
+        self.partition = partition
+        self.in_doubt = in_doubt
+
+
+@dataclass(frozen=True)
+class LaneSpec:
+    """What all lanes of a backfill do; plain values, so that it can travel to another process."""
+
+    query: str
+    table: str
+    stream: str
+    network: str
+    block_column: str
+    reorg_buffer: int = 200
+    retry: RetryConfig = RETRY
+    settings: StreamSettings = field(default_factory=StreamSettings)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Lane:
+    """A lane at work.
+
+    `turn` is held from the first row of a unit to its commit, where units cannot be open
+    together; `opening` while the lane is taken.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        loader: DataLoader[Any],
+        spec: LaneSpec,
+        number: int,
+        turn: AbstractContextManager[Any] | None = None,
+        opening: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.number = number
+        self._client = client
+        self._loader = loader
+        self._spec = spec
+        self._turn = turn or nullcontext()
+        self._opening = opening or nullcontext()
+        self._key = StreamKey(spec.table, lane_name(spec.stream, number))
+        self._job = StreamJob(self._key, options=dict(spec.options))
+        self._shape = loader.shape(spec.settings.column_types, spec.settings.label_config)
+        self._split = Splittable(spec.query, spec.block_column)
+        self._claim = Claim.now(spec.query)
+        self._destination = loader.streaming_destination()
+        self._state: StreamState | None = None
+        self._counter = 0
+        self._final_end = -1
+        self._prepared = False
+
+    def open(self) -> StreamState:
+        """Take the lane: a new epoch, the truth of what it has done."""
+        self._loader._ensure_connected()
+        after = self._state.epoch if self._state is not None else None
+        with self._opening:
+            self._state = self._destination.open_stream(self._key, self._claim, after)
+        self._counter = 0
+        return self._state
+
+    def run(self, partition: QueryPartition) -> LoadResult:
+        """Land a partition, unless it is there. Raises PartitionError when it failed for good."""
+        backoff = ExponentialBackoff(self._spec.retry)
+        in_doubt = False
+        while True:
+            try:
+                if self._state is None or in_doubt or self._counter > MAX_COUNTER:
+                    self.open()
+                    in_doubt = False
+                if self._is_done(partition):
+                    return self._result(partition, 0, 0.0, skipped=True)
+                return self._load(partition)
+            except Exception as error:
+                in_doubt = in_doubt or not isinstance(error, SourceError)
+                delay = backoff.next_delay() if self._may_help(error) else None
+                if delay is None:
+                    raise self._failed(partition, error, in_doubt) from error
+                logger.info('%s: trying blocks %s again in %.1f s: %s', self._key.name, _shown(partition), delay, error)
+                emit(Retrying(self._key.name, ErrorClassifier.classify(error).value, backoff.attempt, delay, error))
+                time.sleep(delay)
+
+    def _may_help(self, error: Exception) -> bool:
+        if isinstance(error, StaleEpochError):
+            return False
+        if isinstance(error, AmpError):
+            return error.retryable
+        return self._loader.is_transient(error) or ErrorClassifier.is_transient(error)
+
+    def _is_done(self, partition: QueryPartition) -> bool:
+        state = self._opened
+        return not missing(state.history(), partition.start_block, partition.end_block - 1, self._spec.network)
+
+    @property
+    def _opened(self) -> StreamState:
+        if self._state is None:
+            raise AssertionError('a lane is open here')
+        return self._state
+
+    def _load(self, partition: QueryPartition) -> LoadResult:
+        started = time.perf_counter()
+        done = BlockRange(self._spec.network, partition.start_block, partition.end_block - 1)
+        tx_id = transaction_id(self._opened.number, self._opened.epoch, self._counter)
+        sql = self._split.of(partition.start_block, partition.end_block)
+        self._loader.attempts.before()
+        with closing(self._client.sql(sql).responses(streaming=False)) as responses, self._turn:
+            first = next(responses)
+            self._prepare(first.data)
+            # An id is never used twice, also when its unit fails.
+            self._counter += 1
+            unit = self._destination.begin(self._job, self._opened, tx_id, None)
+            try:
+                rows, nbytes = self._write(unit, iter([first]), tx_id, done)
+                more, more_bytes = self._write(unit, responses, tx_id, done)
+                state = self._opened.fill(tx_id, done, final=done.end <= self._final_end)
+                reached('lane.before_commit')
+                unit.commit(state)
+                reached('lane.committed')
+            except BaseException:
+                unit.rollback()
+                raise
+        self._state = state
+        self._loader.attempts.succeeded()
+        seconds = time.perf_counter() - started
+        blocks = partition.end_block - partition.start_block
+        emit(
+            Committed(
+                self._loader.name, self._key.table, self._key.name, rows + more, nbytes + more_bytes, seconds, blocks
+            )
+        )
+        return self._result(partition, rows + more, seconds)
+
+    def _write(self, unit: Unit, responses: Iterator[Any], tx_id: int, done: BlockRange) -> tuple[int, int]:
+        rows = nbytes = 0
+        for response in responses:
+            if response.metadata.ranges_complete:
+                head = _head(response.metadata.ranges, done)
+                self._final_end = head - self._spec.reorg_buffer
+            batch = self._shape.batch(response.data)
+            if not batch.num_rows:
+                continue
+            taken = unit.write(stamp(batch, tx_id, batch_id([done])))
+            if taken < batch.num_rows:
+                raise DestinationError(f'{self._loader.name} took {taken} of {batch.num_rows} rows of a batch')
+            rows += taken
+            nbytes += batch.nbytes
+        return rows, nbytes
+
+    def _prepare(self, batch: Any) -> None:
+        if not self._prepared:
+            settings = self._spec.settings
+            schema = stamped_schema(self._shape.schema(batch.schema))
+            self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
+            self._prepared = True
+
+    def _failed(self, partition: QueryPartition, error: Exception, in_doubt: bool) -> PartitionError:
+        text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
+        self._loader.attempts.failed(error)
+        return PartitionError(
+            f'blocks {_shown(partition)} of {self._key.table!r} were not loaded: {text}',
+            partition=partition,
+            in_doubt=in_doubt,
+            result=self._result(partition, 0, 0.0, error=text),
+            table=self._key.table,
+        )
+
+    def _result(
+        self, partition: QueryPartition, rows: int, seconds: float, *, skipped: bool = False, error: str | None = None
+    ) -> LoadResult:
+        metadata = {
+            'operation': 'load_partition',
+            **partition.metadata,
+            'lane': self.number,
+            'stream': self._spec.stream,
+            'blocks': partition.end_block - partition.start_block,
+            'skipped': skipped,
+            'guarantee': self._loader.guarantee,
+        }
+        rate = rows / seconds if seconds > 0 else 0.0
+        return LoadResult(
+            rows, seconds, rate, self._key.table, self._loader.name, error is None, error=error, metadata=metadata
+        )
+
+
+def _head(ranges: tuple[BlockRange, ...], done: BlockRange) -> int:
+    """The newest block that the result knew. It must have all blocks of a partition, or missing ones would count."""
+    covered = next((r for r in ranges if r.network == done.network), None)
+    if covered is None or covered.start > done.start or covered.end < done.end:
+        has = 'nothing' if covered is None else f'blocks {covered.start} to {covered.end}'
+        raise IncompleteResultError(
+            f'the server has {has} of {done.network}, not all of {done.start} to {done.end}',
+            hint='a shorter range, or later',
+        )
+    return covered.end
+
+
+def _shown(partition: QueryPartition) -> str:
+    return f'{partition.start_block} to {partition.end_block - 1}'
