@@ -45,6 +45,7 @@ _ABORT = re.compile(r'\s*SELECT\s+SYSTEM\$ABORT_TRANSACTION\((\d+)\)\s*$', re.IG
 _REMOVE = re.compile(r"\s*REMOVE\s+'?@(?P<stage>(?:\"[^\"]+\"|[\w.])+)/(?P<path>[^']*)'?\s*$", re.IGNORECASE)
 _ALTER_SESSION = re.compile(r'\s*ALTER\s+SESSION\s+SET\s', re.IGNORECASE)
 _BINARY = re.compile(r'\bBINARY\(\d+\)')
+_QUOTED_STAGE = re.compile(r"FROM '@\"(\w+)\"'")
 _CURRENT = re.compile(r'CURRENT_TRANSACTION\(\)', re.IGNORECASE)
 
 _ids = itertools.count(1_700_000_000_000)
@@ -93,7 +94,7 @@ def _rewritten(connection: Any, command: str) -> str:
         return "SELECT 'removed' AS status"
     if _ALTER_SESSION.match(command):
         return "SELECT 'Statement executed successfully.' AS status"
-    command = _BINARY.sub('BINARY', command)
+    command = _QUOTED_STAGE.sub(r'FROM @\1', _BINARY.sub('BINARY', command))
     current = getattr(connection, 'transaction', None)
     return _CURRENT.sub('NULL' if current is None else f"'{current}'", command)
 
@@ -117,7 +118,9 @@ def _parse(sql: str) -> Any:
     if _BEGIN.match(sql):
         return _plain_parse('BEGIN')
     return _plain_parse(
-        'SELECT 1' if any(pattern.match(sql) for pattern in ours) else _CURRENT.sub('NULL', _BINARY.sub('BINARY', sql))
+        'SELECT 1'
+        if any(pattern.match(sql) for pattern in ours)
+        else _CURRENT.sub('NULL', _QUOTED_STAGE.sub(r'FROM @\1', _BINARY.sub('BINARY', sql)))
     )
 
 
@@ -164,6 +167,8 @@ def main(port: int) -> None:
     for name, value in vars(fakesnow.cursor).items():
         if isinstance(value, Template) and name.startswith('SQL_') and name != 'SQL_COPY_ROWS':
             setattr(fakesnow.cursor, name, _Escaped(value.template))
+    describe = fakesnow.transforms.transforms
+    describe.SQL_DESCRIBE_TABLE = _Escaped(describe.SQL_DESCRIBE_TABLE.template)
     logging.getLogger('fakesnow.server').setLevel(logging.CRITICAL)
     uvicorn.run(fakesnow.server.app, host='127.0.0.1', port=port, log_level='error')
 

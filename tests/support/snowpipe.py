@@ -115,7 +115,11 @@ class Snowpipe:
             if self.answer_with:
                 return self.answer_with.pop(0), {'message': 'as the test wants it'}
             if (asked := _STATUS.fullmatch(parts.path)) is not None:
-                return 200, {'channel_statuses': self._statuses(unquote(asked[1]), json.loads(body)['channel_names'])}
+                return 200, {
+                    'channel_statuses': self._statuses(
+                        unquote(asked[1]).removesuffix('-STREAMING'), json.loads(body)['channel_names']
+                    )
+                }
             found = _CHANNEL.fullmatch(parts.path)
             if found is None:
                 return 404, {'message': parts.path}
@@ -155,19 +159,19 @@ class Snowpipe:
                 channel.last_error = error or channel.last_error
 
     def _insert(self, table: str, body: bytes) -> str | None:
-        lines = [json.loads(line) for line in body.splitlines()]
-        types = self._loader.columns(table)
-        names = list(lines[0])
-        selected = ', '.join(cast_of(types[name], f'f.value[{i}]::VARCHAR') for i, name in enumerate(names))
-        rows = json.dumps([[line[name] for name in names] for line in lines])
-        listed = ', '.join(map(quote, names))
         try:
+            lines = [json.loads(line) for line in body.split(b'\n') if line]
+            types = self._loader.columns(table)
+            names = list(lines[0])
+            selected = ', '.join(cast_of(types[name], f'f.value[{i}]::VARCHAR') for i, name in enumerate(names))
+            rows = json.dumps([[line[name] for name in names] for line in lines])
+            listed = ', '.join(map(quote, names))
             self._loader.own.run(
                 f'INSERT INTO {quote(table)} ({listed}) SELECT {selected} FROM TABLE(FLATTEN(INPUT => PARSE_JSON(?))) f',
                 [rows],
             )
         except Exception as error:
-            return str(error)
+            return f'{type(error).__name__}: {error}'
         return None
 
 
