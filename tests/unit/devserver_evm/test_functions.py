@@ -10,6 +10,7 @@ from amp.devserver.chain import Chain
 from amp.devserver.engine import Engine
 from amp.devserver.evm.arrow_text import parse_types
 from amp.devserver.evm.calls import find_calls
+from amp.devserver.evm.functions import BUILDERS
 from amp.devserver.sql import parse_statement
 from amp.errors import QueryError
 
@@ -359,3 +360,44 @@ def test_finding_calls(sql, wanted):
 )
 def test_types_in_messages(text, wanted):
     assert parse_types(text) == wanted
+
+
+HASH, BYTES, TEXT = pa.binary(32), pa.binary(), pa.string()
+
+
+@pytest.mark.parametrize('rows', [0, 3])
+@pytest.mark.parametrize(
+    ('call', 'types'),
+    [
+        (f'evm_decode_log(a, b, c, d, {TRANSFER})', [HASH, HASH, HASH, BYTES, TEXT]),
+        ("evm_decode_log(a, b, c, d, 'E(bool indexed x, string[2][] y)')", [HASH, HASH, HASH, BYTES, TEXT]),
+        ("evm_decode_params(a, 'f(uint8 x, (string, int8[2]) y)')", [BYTES, TEXT]),
+        ("evm_decode_params(a, 'f()')", [BYTES, TEXT]),
+        ("evm_decode_type(a, 'string[2][]')", [BYTES, TEXT]),
+        ("evm_encode_type(a, 'bytes32')", [HASH, TEXT]),
+        ("evm_encode_type(a, 'string')", [TEXT, TEXT]),
+        ("evm_encode_type(a, 'uint8[]')", [pa.list_(pa.uint8()), TEXT]),
+        ("evm_encode_type(a, 'uint8[2]')", [pa.list_(pa.uint8(), 2), TEXT]),
+        ("evm_encode_type(a, '(uint8,string)')", [pa.struct([('a', pa.uint8()), ('b', TEXT)]), TEXT]),
+        ("evm_encode_type(a, 'bool')", [pa.bool_(), TEXT]),
+        ("evm_encode_params(a, 'f(uint256 x)')", [pa.decimal128(38, 0), TEXT]),
+        ('evm_decode_hex(a)', [HASH]),
+        ('shift_units(a, b)', [pa.float64(), pa.int8()]),
+        ('shift_units(a, b)', [TEXT, TEXT]),
+        ("evm_topic('E()')", [TEXT]),
+    ],
+)
+def test_columns_without_rows_or_without_values(call, types, rows):
+    [found] = find_calls(f'SELECT {call}', BUILDERS)
+    made = BUILDERS[found.function](found, types)
+    assert list(made.arguments) == types
+    columns = [
+        [pa.nulls(rows, type_) for type_ in types],
+        [pa.array([None] * (rows + 2), type_).slice(2) for type_ in types],
+    ]
+    for given in columns:
+        result = made.run(*given)
+        result.validate(full=True)
+        assert (len(result), result.type) == (rows, made.result.type)
+        if not call.startswith(('evm_decode_log', 'evm_topic')):
+            assert result.null_count == rows

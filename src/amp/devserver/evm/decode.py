@@ -14,7 +14,19 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from amp.devserver.evm.solidity import WORD, Array, Bytes, Scalar, SolType, Tuple
-from amp.devserver.evm.words import Column, Mask, Places, buffer_of, fits, gather, to_arrow, unsigned, valid_rows
+from amp.devserver.evm.words import (
+    Column,
+    Mask,
+    Places,
+    buffer_of,
+    edges_of,
+    fits,
+    fixed_of,
+    gather,
+    to_arrow,
+    unsigned,
+    valid_rows,
+)
 
 __all__ = ['Calldata', 'decode_sequence', 'decode_topic']
 
@@ -23,12 +35,9 @@ class Calldata:
     """The bytes of a binary column: one buffer, and where each row's value starts and ends in it."""
 
     def __init__(self, column: Column) -> None:
-        _, offsets, values = column.buffers()
-        edges = np.frombuffer(offsets, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-        self.starts = edges[:-1].astype(np.int64)
-        self.ends = edges[1:].astype(np.int64)
+        edges, data = edges_of(column)
+        self.starts, self.ends = edges[:-1], edges[1:]
         self.valid = valid_rows(column)
-        data = np.frombuffer(values, dtype=np.uint8) if values is not None else np.zeros(0, dtype=np.uint8)
         self.data = data if len(data) >= WORD else np.concatenate([data, np.zeros(WORD, dtype=np.uint8)])
 
     def begins_with(self, prefix: bytes) -> Mask:
@@ -57,8 +66,7 @@ def decode_sequence(types: Sequence[SolType], calldata: Calldata, skip: int = 0)
 def decode_topic(type_: Scalar, topic: Column) -> Column:
     """A column of topics as values of the type; null where the topic is null or holds no such value."""
     valid = valid_rows(topic)
-    data = topic.buffers()[1]
-    words = np.frombuffer(data, dtype=np.uint8).reshape(-1, WORD)[topic.offset : topic.offset + len(topic)]
+    words = fixed_of(topic, WORD)
     return to_arrow(type_, words, valid & fits(type_, words))
 
 

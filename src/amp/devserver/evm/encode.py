@@ -17,7 +17,9 @@ from amp.devserver.evm.words import (
     Words,
     buffer_of,
     decimal_text,
+    edges_of,
     fits,
+    fixed_of,
     scatter,
     valid_rows,
     with_nulls,
@@ -231,9 +233,7 @@ class _Reader:
 def _bytes(type_: Bytes, array: Column, valid: Mask) -> _Column:
     if not (pa.types.is_string(array.type) if type_.text else pa.types.is_binary(array.type)):
         raise _mismatch(array.type, type_)
-    _, offsets, data = array.buffers()
-    edges = np.frombuffer(offsets, dtype=np.int32)[array.offset : array.offset + len(array) + 1].astype(np.int64)
-    values = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
+    edges, values = edges_of(array)
     return _Bytes(values, edges[:-1], np.where(valid, np.diff(edges), 0))
 
 
@@ -246,7 +246,7 @@ def _scalar_words(type_: Scalar, array: Column, valid: Mask) -> Words:
         if arrow.byte_width != type_.size:
             raise EncodingError(f'cannot convert fixed size binary of size {arrow.byte_width} to solidity type {type_}')
         first = WORD - type_.size if type_.kind == 'address' else 0
-        words[:, first : first + type_.size] = _bytes_of(array, type_.size)
+        words[:, first : first + type_.size] = fixed_of(array, type_.size)
         words[~valid] = 0
     elif pa.types.is_integer(arrow) or (pa.types.is_decimal(arrow) and arrow.scale == 0):
         words = _number_words(type_, array)
@@ -263,7 +263,7 @@ def _number_words(type_: Scalar, array: Column) -> Words:
     if type_.kind != wanted:
         raise EncodingError(f'expected {wanted} type, got {type_}')
     width = arrow.bit_width // 8
-    low = _bytes_of(array, width)[:, ::-1]
+    low = fixed_of(array, width)[:, ::-1]
     words = np.zeros((len(array), WORD), dtype=np.uint8)
     words[:, WORD - width :] = low
     if not pa.types.is_unsigned_integer(arrow):
@@ -289,13 +289,6 @@ def _check_range(type_: Scalar, words: Words, *, signed: bool) -> None:
     bounds = f'[-2**{type_.size - 1}, 2**{type_.size - 1})' if signed else f'[0, 2**{type_.size})'
     kind = 'int' if signed else 'uint'
     raise EncodingError(f'cannot convert {kind} to solidity {type_}: {digits.tobytes().decode()} not in {bounds}')
-
-
-def _bytes_of(array: Column, width: int) -> Words:
-    data = array.buffers()[1]
-    if not len(array) or data is None:
-        return np.zeros((len(array), width), dtype=np.uint8)
-    return np.frombuffer(data, dtype=np.uint8)[array.offset * width :][: len(array) * width].reshape(-1, width)
 
 
 def _mismatch(arrow: pa.DataType, type_: SolType) -> EncodingError:

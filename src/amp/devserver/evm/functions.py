@@ -20,7 +20,7 @@ from amp.devserver.evm.encode import EncodingError, encode_sequence
 from amp.devserver.evm.signatures import SignatureError, parse_event, parse_function, parse_type
 from amp.devserver.evm.solidity import SolType
 from amp.devserver.evm.units import UnitsError, shift_units
-from amp.devserver.evm.words import Column, bitmap, buffer_of, valid_rows, with_nulls
+from amp.devserver.evm.words import Column, bitmap, buffer_of, fixed_of, valid_rows, with_nulls
 
 __all__ = ['BLOCK_NUM', 'BUILDERS', 'BY_TYPES', 'FunctionError', 'Implementation', 'Types']
 
@@ -229,10 +229,9 @@ def _decode_hex(call: Call, types: Types) -> Implementation:
     width = types[0].byte_width
 
     def run(column: Column) -> Column:
-        data = np.frombuffer(column.buffers()[1], dtype=np.uint8)[column.offset * width :][: len(column) * width]
         text = np.empty((len(column), 2 + 2 * width), dtype=np.uint8)
         text[:, :2] = np.frombuffer(b'0x', dtype=np.uint8)
-        values = data.reshape(-1, width)
+        values = fixed_of(column, width)
         text[:, 2::2], text[:, 3::2] = _HEX_DIGITS[values >> 4], _HEX_DIGITS[values & 15]
         offsets = np.arange(len(column) + 1, dtype=np.int32) * text.shape[1]
         buffers = [bitmap(valid_rows(column)), buffer_of(offsets), buffer_of(text)]

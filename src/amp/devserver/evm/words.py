@@ -18,7 +18,9 @@ __all__ = [
     'bitmap',
     'buffer_of',
     'decimal_text',
+    'edges_of',
     'fits',
+    'fixed_of',
     'gather',
     'scatter',
     'to_arrow',
@@ -66,6 +68,23 @@ def valid_rows(array: Column) -> Mask:
     if array.null_count == 0:
         return np.ones(len(array), dtype=np.bool_)
     return np.asarray(array.is_valid().to_numpy(zero_copy_only=False), dtype=np.bool_)
+
+
+def fixed_of(array: Column, width: int) -> Words:
+    """The values of a column of fixed width, a row each: shape (rows, width)."""
+    data = array.buffers()[1]
+    if not len(array) or data is None:
+        return np.zeros((len(array), width), dtype=np.uint8)
+    return np.frombuffer(data, dtype=np.uint8)[array.offset * width :][: len(array) * width].reshape(-1, width)
+
+
+def edges_of(array: Column) -> tuple[Places, npt.NDArray[np.uint8]]:
+    """Where the values of a binary or text column start (one entry more than rows), and the bytes of all values."""
+    _, offsets, data = array.buffers()
+    values = np.frombuffer(data, dtype=np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
+    if not len(array):
+        return np.zeros(1, dtype=np.int64), values
+    return np.frombuffer(offsets, dtype=np.int32)[array.offset :][: len(array) + 1].astype(np.int64), values
 
 
 def with_nulls(array: Column, ok: Mask) -> Column:
