@@ -324,3 +324,28 @@ def test_the_command_line_asks_for_friendly_errors(tmp_path):
         assert "there is no column 'hashh' (did you mean hash?)" in one_sentence(done)
     finally:
         assert end(process) == (130, [])
+
+
+@pytest.mark.parametrize(
+    ('sql', 'names'),
+    [
+        ('SELECT block_num(), hash FROM eth_rpc.blocks', ['block_num()', 'hash']),
+        (
+            'SELECT _block_num, Block_Num /* ( */ ( /* */ ) AS b, block_num() + 1 AS c FROM eth_rpc.blocks',
+            ['_block_num', 'b', 'c'],
+        ),
+        ('SELECT block_num() AS b FROM eth_rpc.blocks WHERE block_num() < 10', ['b']),
+        ('SELECT block_num() AS b FROM eth_rpc.blocks UNION ALL SELECT block_num() FROM eth_rpc.blocks', ['b']),
+    ],
+)
+def test_block_num_in_a_stream(local, sql, names):
+    _, client = local
+    with client.stream(sql) as stream:
+        assert stream.schema.names == names
+        found = pa.Table.from_batches([received.batch for received in stream.microbatch()])
+    at = 1 if names[0] == '_block_num' else 0
+    assert found.schema.field(at).type == pa.uint64()
+    numbers = sorted(set(found.column(at).to_pylist()))
+    assert numbers == list(range(10 if 'WHERE' in sql else 30))
+    if 'c' in names:
+        assert found['c'].to_pylist() == [number + 1 for number in found['_block_num'].to_pylist()]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from amp.devserver.evm.binding import BoundStatement, Functions
+from amp.devserver.evm.binding import BoundStatement, Functions, streamed
 from amp.devserver.evm.calls import calls_block_num
 from amp.devserver.evm.functions import FunctionError
 
-__all__ = ['BoundStatement', 'FunctionError', 'Functions', 'calls_block_num']
+__all__ = ['BoundStatement', 'FunctionError', 'Functions', 'calls_block_num', 'streamed']

@@ -18,15 +18,17 @@ import pyarrow as pa
 from datafusion import DataFrame, SessionContext, SQLOptions, udf
 
 from amp.devserver.evm.arrow_text import parse_types
-from amp.devserver.evm.calls import Call, find_calls
+from amp.devserver.evm.calls import Call, find_calls, with_block_num
 from amp.devserver.evm.eth_call import Node, build_eth_call
 from amp.devserver.evm.functions import BLOCK_NUM, BUILDERS, BY_TYPES, FunctionError, Implementation, Types
 from amp.devserver.evm.words import Column
 
-__all__ = ['BoundStatement', 'Functions']
+__all__ = ['BoundStatement', 'Functions', 'streamed']
 
 # No value is of this type, and none becomes it: planning a call says the types that it found instead.
 _ASKING = pa.binary(60_000)
+# A function and not the bare column: a statement may select both.
+_OF_ROW = 'block_num__amp__'
 _FOUND_TYPES = re.compile(r"satisfy a call to '(?P<name>\w+)' function: coercion from (?P<types>.*?) to the signature ")
 _PYTHON_ERROR = re.compile(
     r"Execution error: PyErr \{ type: <class '(?P<kind>[^']*)'>, value: \w+\((?P<told>.*?)\), traceback: .* \}",
@@ -99,7 +101,7 @@ class BoundStatement:
         """Names of columns and messages as they would be if DataFusion knew the functions by their own names."""
         for at, (call, _) in enumerate(self._calls):
             text = text.replace(_name(call, at), call.display)
-        return _told_plainly(text)
+        return _told_plainly(text.replace(_OF_ROW, 'block_num'))
 
     def visible_schema(self, schema: pa.Schema) -> pa.Schema:
         """The schema with the functions' own names in its columns' names."""
@@ -142,6 +144,7 @@ class BoundStatement:
             arguments = [pa.field('argument', type_) for type_ in made.arguments]
             context.register_udf(udf(made.run, arguments, made.result, made.volatility, name))
         context.register_udf(udf(BLOCK_NUM.run, [], BLOCK_NUM.result, BLOCK_NUM.volatility, 'block_num'))
+        context.register_udf(udf(_itself, [BLOCK_NUM.result.type], BLOCK_NUM.result, 'immutable', _OF_ROW))
 
     def _learn(self, text: str, naming: _Naming) -> bool:
         """Take the types that a message tells; False when it tells of something else."""
@@ -167,6 +170,15 @@ def _names(calls: list[tuple[Call, _Builder]], *, apart: bool) -> list[str]:
     known: dict[object, int] = {}
     keys = [at if apart and call.function in BY_TYPES else call.key for at, (call, _) in enumerate(calls)]
     return [_name(call, known.setdefault(key, at)) for at, (key, (call, _)) in enumerate(zip(keys, calls, strict=True))]
+
+
+def streamed(sql: str) -> str:
+    """The statement as a stream runs it: `block_num()` is the number of the row's block."""
+    return with_block_num(sql, _OF_ROW)
+
+
+def _itself(column: Column) -> Column:
+    return column
 
 
 def _asked(*_: Column) -> Column:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from amp.devserver.sql import Token, tokens_of
 
-__all__ = ['Call', 'calls_block_num', 'find_calls']
+__all__ = ['Call', 'calls_block_num', 'find_calls', 'with_block_num']
 
 _OPEN = {'(': ')', '[': ']', '{': '}'}
 # What is nested deeper is not planned: the parser gives up at 50.
@@ -17,12 +17,16 @@ _CLOSE = set(_OPEN.values())
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """`function(arguments)`, perhaps qualified by a dataset; `start` and `end` are those of the name in the text."""
+    """`function(arguments)`, perhaps qualified by a dataset; `start` and `end` are those of the name in the text.
+
+    `inside` is where the arguments begin, after the parenthesis.
+    """
 
     function: str
     dataset: str | None
     start: int
     end: int
+    inside: int
     arguments: tuple[tuple[Token, ...], ...]
 
     @property
@@ -72,13 +76,23 @@ def find_calls(sql: str, plain: Collection[str], qualified: Collection[str] = ()
             continue
         arguments = _arguments(tokens, at + 2)
         if arguments is not None:
-            found.append(Call(name, dataset, first.start, token.end, arguments))
+            found.append(Call(name, dataset, first.start, token.end, tokens[at + 1].end, arguments))
     return found
 
 
 def calls_block_num(sql: str) -> bool:
     """True when `block_num()` is in the statement."""
     return any(not call.arguments for call in find_calls(sql, {'block_num'}))
+
+
+def with_block_num(sql: str, function: str) -> str:
+    """The statement with `function(_block_num)` for `block_num()`."""
+    parts, at = [], 0
+    for call in find_calls(sql, {'block_num'}):
+        if not call.arguments:
+            parts += [sql[at : call.start], f'{function}(_block_num']
+            at = call.inside
+    return ''.join([*parts, sql[at:]])
 
 
 def _arguments(tokens: Sequence[Token], at: int) -> tuple[tuple[Token, ...], ...] | None:
