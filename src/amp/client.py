@@ -84,9 +84,16 @@ class Client:
         """The configured names, each with the name of its loader."""
         return {name: loader for name, (loader, _) in sorted(self._connections.items())}
 
-    def add_label(self, name: str, csv_path: str | Path, binary_columns: Sequence[str] | None = None) -> None:
+    def add_label(
+        self,
+        name: str,
+        csv_path: str | Path,
+        binary_columns: Sequence[str] | None = None,
+        *,
+        reload: bool | None = None,
+    ) -> None:
         """Read a CSV or Parquet file as the label `name`: see LabelManager.add_label. Raises ConfigError."""
-        self.label_manager.add_label(name, csv_path, binary_columns)
+        self.label_manager.add_label(name, csv_path, binary_columns, reload=reload)
 
     configure_label = add_label
 

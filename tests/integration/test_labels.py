@@ -154,6 +154,24 @@ def test_a_loader_that_undoes_by_id_has_labels_too(
     assert sorted(tuple(row.values()) for row in found) == expected(local, names)
 
 
+def test_a_replaced_file_labels_the_rows_that_follow(local: LocalAmp, client: Client, tmp_path: Path) -> None:
+    [contract, *_] = local.canonical('logs')['address'].to_pylist()
+    path = tmp_path / 'fresh.csv'
+    path.write_text(f'address,symbol\n0x{contract.hex()},old\n')
+    client.add_label('fresh', path, reload=True)
+    url = f'duckdb:///{tmp_path}/chain.db'
+    last = local.head[0]
+    with closing(client.sql(SQL).load(url, 'logs', stream=True, label_config='fresh', retry=QUICK)) as results:
+        assert any(at_head(local, result) for result in results)
+        path.with_suffix('.new').write_text(f'address,symbol\n0x{contract.hex()},new\n')
+        path.with_suffix('.new').replace(path)
+        local.mine(20)
+        assert any(at_head(local, result) for result in results)
+    rows = stored(tmp_path / 'chain.db')
+    assert {symbol for block, *_, symbol in rows if block <= last} == {'old'}
+    assert {symbol for block, *_, symbol in rows if block > last} == {'new'}
+
+
 @pytest.mark.parametrize('streaming', [False, True])
 def test_mistakes_are_told_before_a_table_is_made(client: Client, tmp_path: Path, streaming: bool) -> None:
     def load(table: str, label_config: object, sql: str = SQL) -> None:
