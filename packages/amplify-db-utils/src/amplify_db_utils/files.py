@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -92,17 +92,14 @@ class Staging:
 
     def _write(self, path: str, folder: str, rows: pa.Table) -> tuple[int, pq.FileMetaData]:
         where = self.storage.path(self.directory, path)
-        self._begun.append(where)
+        self._begun.append(f'{self.directory}/{path}')
         if self.storage.local:
             self.storage.filesystem.create_dir(self.storage.path(self.directory, folder), recursive=True)
-        collected: list[pq.FileMetaData] = []
         with self.storage.filesystem.open_output_stream(where) as stream:
-            with pq.ParquetWriter(
-                stream, rows.schema, metadata_collector=collected, write_page_checksum=True, version='2.6'
-            ) as writer:
+            with pq.ParquetWriter(stream, rows.schema, write_page_checksum=True, version='2.6') as writer:
                 writer.write_table(rows, row_group_size=_ROW_GROUP)
             size = stream.tell()
-        return size, collected[0]
+        return size, writer.writer.metadata
 
     def keep(self) -> None:
         """The files may be part of the table now: never remove them."""
@@ -110,13 +107,11 @@ class Staging:
 
     def discard(self) -> None:
         """Remove every file written, whole or in part."""
-        for where in self._begun:
-            if self.storage.filesystem.get_file_info(where).is_file:
-                self.storage.filesystem.delete_file(where)
+        self.storage.delete(self._begun)
         self._begun.clear()
         self.adds.clear()
 
-    def __enter__(self) -> Staging:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

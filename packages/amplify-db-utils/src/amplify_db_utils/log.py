@@ -16,6 +16,7 @@ from functools import cached_property
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import (
@@ -230,7 +231,9 @@ def _snapshot(table: DeltaTable) -> Snapshot:
     for bound in ('min', 'max'):
         if bound in actions.column_names:
             columns[bound] = actions.column(bound)
-    return Snapshot(table.version(), schema, partition_by, pa.table(columns))
+    # In the order they were written, as far as clocks tell; the log gives the newest commit first.
+    order = pc.sort_indices(actions.column('modification_time'))
+    return Snapshot(table.version(), schema, partition_by, pa.table(columns).take(order))
 
 
 def _optional(actions: pa.Table, name: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:

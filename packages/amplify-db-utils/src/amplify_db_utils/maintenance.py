@@ -100,6 +100,5 @@ def vacuum(storage: Storage, log: TableLog, retention_hours: float) -> list[str]
     old = [info for info in found if info.is_file and info.extension == 'parquet' and info.mtime <= since]
     doomed = sorted(info.path[start:] for info in old)
     doomed = [path for path in doomed if path not in needed and not path.startswith('_')]
-    for path in doomed:
-        storage.filesystem.delete_file(storage.path(log.directory, path))
+    storage.delete([f'{log.directory}/{path}' for path in doomed])
     return doomed

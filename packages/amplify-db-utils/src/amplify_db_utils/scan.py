@@ -60,11 +60,8 @@ class Scan:
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The same in batches, read a little ahead. Raises DamagedData."""
-        rows = 0
         for batch in self.stored_batches():
-            rows += batch.num_rows
             yield from self._declare(pa.Table.from_batches([batch])).to_batches()
-        self._check_rows(rows)
 
     def stored_batches(self) -> Iterator[pa.RecordBatch]:
         """The batches with the stored types. Raises DamagedData."""
@@ -76,8 +73,12 @@ class Scan:
             fragment_readahead=2,
             **_READING,
         )
+        rows = 0
         with _damage():
-            yield from scanner.to_batches()
+            for batch in scanner.to_batches():
+                rows += batch.num_rows
+                yield batch
+        self._check_rows(rows)
 
     @property
     def stored(self) -> pa.Schema:
@@ -108,12 +109,21 @@ class Scan:
         if self.by_partition and not expected.null_count and rows != (pc.sum(expected).as_py() or 0):
             raise DamagedData(f'{rows} rows were read where the log has {pc.sum(expected)}: a data file was changed')
 
+    def _check_sizes(self, paths: Sequence[str], sizes: Sequence[int]) -> None:
+        if not self._storage.local:
+            return  # a request for each file; the footer is looked for where the size says it ends
+        found = self._storage.filesystem.get_file_info([self._storage.path(self._directory, path) for path in paths])
+        for path, size, info in zip(paths, sizes, found, strict=True):
+            if info.size != size:
+                raise DamagedData(f'{path!r} is gone or was changed: its size is {info.size}, in the log {size}')
+
     @cached_property
     def _dataset(self) -> pads.FileSystemDataset:
         # Required columns are nullable here: what a file lacks is null, and the cast at the end says no to it.
         schema = pa.schema([field.with_nullable(True) for field in self.snapshot.stored])
         paths = self.files.column('path').to_pylist()
         sizes = self.files.column('size').to_pylist()
+        self._check_sizes(paths, sizes)
         fragments = [
             _FORMAT.make_fragment(
                 self._storage.path(self._directory, path),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,6 +34,7 @@ class Storage:
 
     @property
     def local(self) -> bool:
+        """Whether the root is a directory of this machine's file system."""
         return self.options is None
 
     def path(self, *parts: str) -> str:
@@ -79,6 +81,19 @@ class Storage:
         except FileNotFoundError:
             return None
         return data
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Delete files; those that are not there are no matter."""
+        if self.local:
+            for path in paths:
+                Path(self.path(path)).unlink(missing_ok=True)
+            return
+        import obstore
+
+        # Arrow's file system would leave an empty object in the place of each directory.
+        with contextlib.suppress(FileNotFoundError):
+            for start in range(0, len(paths), 1000):
+                obstore.delete(self.objects(), list(paths[start : start + 1000]))
 
     def objects(self) -> S3Store:
         """The same S3 root for conditional puts, which Arrow's file system does not offer."""
