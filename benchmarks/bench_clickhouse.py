@@ -10,16 +10,15 @@ small table and a large one.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 from _harness import REPOSITORY, Report, interleaved, speed_ratio
 from _server import make_batches
+from _streams import one_microbatch, seconds_to_undo
 
 sys.path.insert(0, str(REPOSITORY))
 
@@ -29,21 +28,12 @@ from amp.loaders.clickhouse_session import quote
 from amp.loaders.clickhouse_types import column_ddl
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.loaders.stamps import stamp
-from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 
 
 def prepared(batches: list[pa.RecordBatch], rows: int) -> list[pa.RecordBatch]:
     """The batches of a server, as many as make `rows`."""
     count = sum(batch.num_rows for batch in batches)
     return (batches * (rows // count + 1))[: rows // batches[0].num_rows]
-
-
-def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
-    """All batches as one microbatch, so that both sides commit once."""
-    last = len(batches) - 1
-    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
-    for i, batch in enumerate(batches):
-        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
 
 
 class Runs:
@@ -71,29 +61,7 @@ class Runs:
         assert result.success, result.error
 
     def stream(self, batches: list[pa.RecordBatch]) -> None:
-        assert all(r.success for r in self.loader.load_stream_continuous(responses(batches), self.table()))
-
-    def seconds_to_undo(self, rows: int, undone: int = 100_000, times: int = 5) -> float:
-        """Load `rows` in microbatches of `undone` rows, then take the last ones back, one by one; the median."""
-        one = pa.Table.from_batches(make_batches(count=undone // 8192 + 1)).slice(0, undone).combine_chunks()
-        name, count = self.table(), rows // undone
-        hashes = [None, *(f'0x{i}' for i in range(count))]
-
-        def feed() -> Iterator[ResponseBatch]:
-            for i in range(count):
-                block_range = BlockRange('benchnet', i * 10, i * 10 + 9, hashes[i + 1], hashes[i])
-                yield ResponseBatch.data_batch(one.to_batches()[0], BatchMetadata([block_range], ranges_complete=True))
-
-        for _ in self.loader.load_stream_continuous(feed(), name):
-            pass
-        seconds = []
-        for i in range(count - 1, count - 1 - times, -1):
-            news = ResponseBatch.reorg_batch([BlockRange('benchnet', i * 10, count * 10)])
-            started = time.perf_counter()
-            [result] = self.loader.load_stream_continuous([news], name)
-            seconds.append(time.perf_counter() - started)
-            assert result.metadata['rows_undone'] == undone
-        return statistics.median(seconds)
+        assert all(r.success for r in self.loader.load_stream_continuous(one_microbatch(batches), self.table()))
 
 
 def compare(report: Report, where: str, config: Mapping[str, Any], rows: int, repetitions: int) -> None:
@@ -127,7 +95,7 @@ def main(rows: int, repetitions: int, large: int) -> int:
         with chdb_front(f'{folder}/served') as config:
             compare(report, 'HTTP', config, rows, repetitions)
             runs = Runs(config)
-            small_undo, large_undo = runs.seconds_to_undo(1_000_000), runs.seconds_to_undo(large)
+            small_undo, large_undo = (seconds_to_undo(runs.loader, runs.table(), n) for n in (1_000_000, large))
             print(f'undo of 100 k rows: {small_undo:.3f} s at 1 M rows, {large_undo:.3f} s at {large / 1e6:.0f} M rows')
             report.at_most(f'undo at {large // 1_000_000} M rows / at 1 M rows', large_undo / small_undo, 2.0)
             runs.loader.close()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from amp.loaders.clickhouse_session import quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.testing.conformance import Destination
 from amp.testing.suite import ExactlyOnceTests
@@ -26,16 +27,16 @@ POINTS = ExactlyOnceTests.needed_points | {
 
 
 class _LosesCommits:
-    """A network that loses the answer to the insert of a document."""
+    """A network that loses the answer to the document that says done."""
 
     def __init__(self, proxy: TcpProxy, config: dict[str, Any]) -> None:
         self._proxy = proxy
         self._lost = 0
-        self.config = {**config, 'host': '127.0.0.1', 'port': proxy.port}
+        self.config = {**config, 'host': '127.0.0.1', 'port': proxy.port, 'compress': False}
 
     def lose_replies(self) -> None:
         self._lost = self._proxy.cuts + 1
-        self._proxy.lose_reply_to(b'insert_deduplication_token')
+        self._proxy.lose_reply_to(b'"intent":null')
 
     def heal(self) -> None:
         assert self._proxy.cuts == self._lost, 'no answer was lost'
@@ -56,15 +57,20 @@ class TestClickHouse(ExactlyOnceTests):
     needed_points = POINTS
 
     @pytest.fixture(autouse=True)
-    def _server(self, clickhouse_test_config):
-        self.server = clickhouse_test_config
+    def _database(self, clickhouse_test_config, tmp_path):
+        # One of its own: the streams of other tests are none of ours.
+        database = f'chaos_{tmp_path.name[-40:]}'.lower()
+        # The disk need not be waited for: processes die here, not the machine.
+        self.config = {**clickhouse_test_config, 'database': database, 'durable': False}
+        for statement in ('DROP DATABASE IF EXISTS {} SYNC', 'CREATE DATABASE {}', None, 'DROP DATABASE {} SYNC'):
+            if statement is None:
+                yield
+                continue
+            with ClickHouseLoader(clickhouse_test_config) as loader:
+                loader.session.do(statement.format(quote(database)))
 
     def make_destination(self, tmp_path):
-        # A database of its own: the streams of other tests are none of ours.
-        # The disk need not be waited for: processes die here, not the machine.
-        config = {**self.server, 'database': f'chaos_{tmp_path.name[-40:]}'.lower(), 'durable': False}
-        with ClickHouseLoader(self.server) as loader:
-            loader.session.do(f'CREATE DATABASE IF NOT EXISTS `{config["database"]}`')
+        config = self.config
 
         @contextmanager
         def proxy() -> Iterator[_LosesCommits]:
