@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -22,6 +23,7 @@ from amp.errors import ConfigError, DestinationError, IntegrityError, ProtocolEr
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.unit import Claim, StreamJob
+from amp.loaders.verify import verify
 from amp.streaming import BatchMetadata, ResponseBatch
 from amp.streaming.ledger import Entry, IdRun, StreamKey, StreamState, Undo
 from tests.integration.loaders.conftest import LoaderTestConfig
@@ -418,6 +420,28 @@ def test_rows_with_the_position_of_a_commit_that_never_happened_are_nothing(db):
     assert db.list_streams() == [info]
     stream(db, *chain(1, 1))
     assert numbers(db) == [0, 9, 10, 19]
+
+
+def test_a_stream_can_be_verified_and_a_row_of_another_block_is_found(db):
+    def numbered(answer: ResponseBatch) -> ResponseBatch:
+        batch = answer.data
+        blocks = batch['block_num'].cast(pa.uint64())
+        return ResponseBatch.data_batch(batch.set_column(0, '_block_num', blocks), answer.metadata)
+
+    stream(db, *map(numbered, chain(0, 5)))
+    [report] = verify(db, 't')
+    assert (report.findings, report.rows) == ([], 10)
+    DeltaTable(db.place_of('t')).update({'_block_num': '999'}, predicate='_block_num = 20')
+    [report] = verify(db, 't')
+    assert report.findings
+
+
+def test_the_example_of_the_page_runs(tmp_path):
+    page = Path(__file__).parents[4] / 'docs' / 'destinations' / 'deltalake.md'
+    [code] = re.findall(r'```python\n(.*?)```', page.read_text(), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert '18446744073709551615' in done.stdout
 
 
 # Files
