@@ -113,7 +113,7 @@ def commit(tables: CatalogTables, name: str, plan: Callable[[Table], Change | No
 
 
 def _commit_once(table: Table, change: Change, unit: str) -> None:
-    transaction = table.transaction()
+    transaction = _without_history(table).transaction()
     snapshot = transaction.update_snapshot(snapshot_properties={UNIT: unit, **change.summary})
     with snapshot.overwrite() if change.dropped else snapshot.merge_append() as producer:
         for gone in change.dropped:
@@ -123,3 +123,13 @@ def _commit_once(table: Table, change: Change, unit: str) -> None:
     if change.properties:
         transaction.set_properties(dict(change.properties))
     transaction.commit_transaction()
+
+
+def _without_history(table: Table) -> Table:
+    """The table as a commit needs it: pyiceberg copies all that it knows of it, every snapshot, many times a commit.
+
+    What is committed is applied by the catalog to the table as it is there, with its history.
+    """
+    current = table.current_snapshot()
+    recent = table.metadata.model_copy(update={'snapshots': [current] if current else [], 'snapshot_log': []})
+    return Table(table.name(), recent, table.metadata_location, table.io, table.catalog, table.config)

@@ -56,9 +56,9 @@ class IcebergStorageConfig:
     partition_spec: Sequence[str | Mapping[str, Any]] = ()
     default_table_properties: Mapping[str, str] = field(default_factory=dict)
     compact_every: int = 32
-    expire_every: int = 128
+    expire_every: int = 64
     keep_snapshots: int = 64
-    keep_minutes: float = 60.0
+    keep_minutes: float = 30.0
 
 
 class IcebergLoader(DataLoader[IcebergStorageConfig]):

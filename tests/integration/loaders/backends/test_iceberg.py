@@ -788,3 +788,16 @@ def test_files_of_a_commit_that_was_cut_off_stay_because_it_may_have_happened(tm
             points.hook = None
         unit.rollback()
         assert numbers(lake) == [1, 11]
+
+
+def test_the_examples_of_the_page_run(tmp_path):
+    page = (Path(__file__).parents[4] / 'docs' / 'destinations' / 'iceberg.md').read_text()
+    examples = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
+    assert examples
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
+    for code in examples:
+        done = subprocess.run(
+            [sys.executable, '-c', code], check=False, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert 'row_count' in done.stdout
