@@ -1,6 +1,6 @@
 """A small HTTP front for the engine of ClickHouse (chdb): the real client talks to the real engine in another process.
 
-    python tests/support/chdb_http.py PORT PATH [USER PASSWORD]
+    python tests/support/chdb_http.py PORT PATH [USER PASSWORD [CERTIFICATE KEY]]
 
 The engine, its SQL, formats, settings and error codes are ClickHouse's own. The HTTP around it is ours: it proves what
 our client sends, not how a server's own HTTP behaves at its limits. Logins are checked here, as the engine has none; the
@@ -12,19 +12,17 @@ from __future__ import annotations
 import os
 import queue
 import re
+import ssl
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
-from urllib.error import URLError
 from urllib.parse import parse_qsl, urlsplit
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
@@ -185,9 +183,9 @@ def _quoted(text: str) -> str:
 
 
 @contextmanager
-def chdb_front(path: str, *, user: str = 'default', password: str = '', port: int = 0) -> Iterator[dict[str, Any]]:
+def chdb_front(path: str, *, user: str = 'default', password: str = '') -> Iterator[dict[str, Any]]:
     """The configuration of a loader for a front in a new process; the process ends with the context."""
-    front = FrontProcess(path, user=user, password=password, port=port)
+    front = FrontProcess(path, user=user, password=password)
     try:
         yield front.config
     finally:
@@ -197,9 +195,9 @@ def chdb_front(path: str, *, user: str = 'default', password: str = '', port: in
 class FrontProcess:
     """A front in a process of its own, to be killed and started again on the same folder and port."""
 
-    def __init__(self, path: str, *, user: str = 'default', password: str = '', port: int = 0) -> None:
-        self._arguments = [path, user, password]
-        self._port = port
+    def __init__(self, path: str, *, user: str = 'default', password: str = '', tls: tuple[str, ...] = ()) -> None:
+        self._arguments = [path, user, password, *tls]
+        self._port = 0
         self.start()
 
     @property
@@ -224,23 +222,15 @@ class FrontProcess:
             stream.close()
 
 
-def wait_for_server(host: str, port: int, seconds: float = 60) -> None:
-    """Wait until something answers there as ClickHouse does. Raises TimeoutError."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f'http://{host}:{port}/ping', timeout=5):
-                return
-        except (URLError, OSError):
-            time.sleep(0.2)
-    raise TimeoutError(f'no ClickHouse at {host}:{port}')
-
-
-def main(port: int, path: str, user: str = 'default', password: str = '') -> None:
+def main(port: int, path: str, user: str = 'default', password: str = '', *tls: str) -> None:
     Front.engine = Engine(path)
     if (user, password) != ('default', ''):
         Front.login = (user, password)
     server = _Server(('127.0.0.1', port), Front)
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*tls)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(server.server_address[1], flush=True)
     sys.stdin.read()

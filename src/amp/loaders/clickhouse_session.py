@@ -18,7 +18,7 @@ import pyarrow as pa
 from clickhouse_connect.driver.exceptions import ClickHouseError, Error, OperationalError, StreamFailureError
 from urllib3.exceptions import HTTPError
 
-from amp.errors import ConfigError, DestinationError, redact
+from amp.errors import ConfigError, DestinationError, MissingExtraError, redact
 
 __all__ = ['ClickHouseConfig', 'Session', 'code_of', 'explained', 'is_transient', 'literal', 'quote']
 
@@ -63,7 +63,8 @@ _open_paths: Counter[str] = Counter()
 class ClickHouseConfig:
     """A server (`host`, `port`, ...), or with `interface='chdb'` the engine in this process on the folder `path`.
 
-    `durable`: the server has every insert on disk before it answers. `timeout`: seconds to wait for an answer.
+    `secure`: TLS, checked against the authorities of the system or those in the file `ca_cert`. `durable`: the server
+    has every insert on disk before it answers. `timeout`: seconds to wait for an answer.
     """
 
     host: str = ''
@@ -72,6 +73,7 @@ class ClickHouseConfig:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     secure: bool = False
+    ca_cert: str | None = None
     interface: str | None = None
     path: str | None = None
     durable: bool = True
@@ -187,6 +189,7 @@ class Session:
             host=config.host,
             port=config.port,
             interface='https' if config.secure else 'http',
+            ca_cert=config.ca_cert,
             username=config.username,
             password=config.password or '',
             connect_timeout=config.connect_timeout,
@@ -200,9 +203,12 @@ class Session:
         )
 
     def _embedded(self) -> Any:
-        return clickhouse_connect.get_client(
-            interface='chdb', path=self._path, settings=dict(_SETTINGS), show_clickhouse_errors='scrub'
-        )
+        try:
+            return clickhouse_connect.get_client(
+                interface='chdb', path=self._path, settings=dict(_SETTINGS), show_clickhouse_errors='scrub'
+            )
+        except ImportError as error:
+            raise MissingExtraError('chdb', 'chdb') from error
 
 
 def quote(*names: str) -> str:

@@ -59,6 +59,8 @@ class ClickHouseLoader(DataLoader[ClickHouseConfig]):
 
     def _parse_config(self, config: dict[str, Any]) -> ClickHouseConfig:
         given = {('username' if key == 'user' else key): value for key, value in config.items()}
+        if given.get('interface') == 'https':
+            given['secure'] = True
         if given.get('secure') and 'port' not in given:
             given['port'] = _TLS_PORT
         parsed = super()._parse_config(given)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +25,7 @@ from amp.loaders.settings import StreamSettings
 from amp.loaders.stamps import TX_ID, stamp, stamped_schema
 from amp.loaders.stream import StreamEngine
 from amp.loaders.unit import Claim, StreamJob
+from amp.loaders.verify import verify
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey
@@ -718,6 +721,47 @@ def test_configuration_is_checked_by_name_and_urls_are_read():
     assert (folder.interface, folder.path, folder.database) == ('chdb', 'chain', 'raw')
     assert ClickHouseLoader({'url': 'clickhouse+chdb:////data/chain'}).config.path == '/data/chain'
     assert ClickHouseLoader({'host': 'h'}).guarantee == 'exactly-once'
+
+
+def test_over_tls_with_an_authority_of_ones_own(tmp_path):
+    certificate, key = str(tmp_path / 'certificate.pem'), str(tmp_path / 'key.pem')
+    subprocess.run(
+        ['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '2', '-subj', '/CN=localhost',
+         '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', key, '-out', certificate],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    front = FrontProcess(str(tmp_path / 'data'), tls=(certificate, key))
+    try:
+        with ClickHouseLoader({**front.config, 'secure': True, 'ca_cert': certificate}) as loader:
+            assert loader.load_table(pa.table({'x': [1]}), 't').success
+            assert loader.scan('t').read_all().num_rows == 1
+        with pytest.raises(DestinationError, match='cannot be reached'):
+            ClickHouseLoader({**front.config, 'secure': True}).connect()
+        with pytest.raises(DestinationError):
+            ClickHouseLoader(front.config).connect()
+    finally:
+        front.kill()
+
+
+def test_a_stream_can_be_verified_and_what_was_tampered_with_is_found(db):
+    stream(db, *THREE)
+    [report] = verify(db)
+    assert report.ok, report
+    db.session.do(f'DELETE FROM {db.tables.quoted("t")} WHERE block_num = 11')
+    db.session.do(
+        f'INSERT INTO {db.tables.quoted("t")} (block_num, _amp_tx_id) SELECT 500, max(_amp_tx_id) FROM {db.tables.quoted("t")}'
+    )
+    [report] = verify(db)
+    assert not report.ok
+
+
+def test_the_examples_of_the_page_run(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[4] / 'docs' / 'destinations' / 'clickhouse.md').read_text()
+    monkeypatch.chdir(tmp_path)
+    [example] = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
+    exec(compile(example, 'clickhouse.md', 'exec'), {})
+    assert 'block_num' in capsys.readouterr().out
 
 
 def wait_until(holds: Callable[[], Any], seconds: float = 30) -> None:
