@@ -43,9 +43,6 @@ def test_it_knows_nothing_of_amp() -> None:
 
 
 def test_the_wheel_works_bare(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, '-m', 'pip', '--version'], check=False, capture_output=True
-    )  # the environment of a uv has no pip; the new one below has its own
     venv.create(tmp_path / 'venv', with_pip=True)
     python = tmp_path / 'venv' / 'bin' / 'python'
     pip = [python, '-m', 'pip', '--quiet', '--disable-pip-version-check']

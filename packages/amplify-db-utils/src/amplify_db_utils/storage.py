@@ -110,6 +110,8 @@ class Storage:
         ):
             if theirs in options:
                 settings[ours] = options[theirs]
+        # Deleting many in one request is what servers other than AWS may lack.
+        settings['disable_bulk_delete'] = 'AWS_ENDPOINT_URL' in options
         http = options.get('AWS_ALLOW_HTTP') == 'true'
         return S3Store(bucket, prefix=prefix or None, client_options={'allow_http': http}, **settings)
 
