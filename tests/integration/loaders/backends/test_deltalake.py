@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amp.errors import ConfigError, DestinationError, IntegrityError, ProtocolError, SchemaError, StaleEpochError
+from amp.loaders.delta_log import DeltaLog
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.unit import Claim, StreamJob
@@ -401,6 +402,33 @@ def test_many_who_open_streams_at_once_get_epochs_and_numbers_of_their_own(tmp_p
     with ThreadPoolExecutor(6) as pool:
         taken = sorted(pool.map(take, range(6)))
     assert taken == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
+
+
+def test_the_protocol_of_the_log_needs_no_loader(tmp_path):
+    place, key = str(tmp_path / 't'), StreamKey('t', 't')
+    columns = pa.schema([('n', pa.int64()), ('_amp_batch_id', pa.string()), (TX_ID, pa.int64())])
+    DeltaTable.create(place, columns)
+    ours, theirs = DeltaLog(place), DeltaLog(place)
+    state = ours.take(key, Claim('ours', 'now'))
+
+    def rows(tx: int) -> pa.Table:
+        return pa.table({'n': [1], '_amp_batch_id': ['b'], TX_ID: pa.array([tx], pa.int64())}, schema=columns)
+
+    commit = ours.begin(key, state)
+    after = state.append(state.first_id, [eth(0, 9, '0xa')])
+    commit.write_state(after)
+    commit.run(
+        lambda: write_deltalake(commit.table, rows(state.first_id), mode='append', commit_properties=commit.properties)
+    )
+    assert [info.state for info in theirs.streams()] == [after]
+    late = ours.begin(key, after)
+    late.write_state(after)
+    theirs.take(key, Claim('theirs', 'later'))
+    with pytest.raises(StaleEpochError, match='theirs at later'):
+        late.run(lambda: write_deltalake(late.table, rows(1), mode='append', commit_properties=late.properties))
+    with pytest.raises(StaleEpochError, match='theirs at later'):
+        ours.begin(key, after)
+    assert DeltaTable(place).count() == 1
 
 
 def test_only_the_newest_states_are_kept(db, tmp_path):
