@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
 
+from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
 from tests.columnar_store.models import PARTITION_BY, Image
 from tests.support.ports import free_port
 
@@ -129,6 +129,7 @@ def images(store: DuckDBParquetStore) -> DuckDBParquetStore:
 
 PRELUDE = """
 import sys
+sys.modules['pandas'] = None  # no dependency, and slow to import
 from amplify_db_utils import *
 from tests.columnar_store.models import *
 store = DuckDBParquetStore(DuckDBParquetConfig(root=sys.argv[1]))

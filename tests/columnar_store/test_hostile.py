@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
-from amplify_db_utils.names import partition_texts, partition_values, table_directory, table_name
 from hypothesis import given
 from hypothesis import strategies as st
 
+from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
+from amplify_db_utils.names import partition_texts, partition_values, table_directory, table_name
 from tests.columnar_store.conftest import Opener
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
@@ -74,7 +73,7 @@ VALUES = [
 
 def assert_inside(root: Path) -> None:
     """Nothing was written beside the root, and everything below it is where a table may have it."""
-    assert sorted(os.listdir(root.parent)) == [root.name]
+    assert list(root.parent.iterdir()) == [root]
 
 
 def test_partition_values_of_any_text(store: DuckDBParquetStore, reopen: Opener, root: Path) -> None:
@@ -114,12 +113,12 @@ def test_a_table_of_any_name(store: DuckDBParquetStore, reopen: Opener, root: Pa
     assert len(list(store.join(name, name, 'k'))) == 1
     assert store.tables() == [name]
     assert_inside(root)
-    assert sorted(os.listdir(root)) == sorted(['_registry', table_directory(name)])
+    assert {path.name for path in root.iterdir()} == {'_registry', table_directory(name)}
 
 
 @pytest.mark.parametrize('name', ['', None, 7, 'x' * 300, '\ud800'])
 def test_what_is_no_table_name(store: DuckDBParquetStore, name: object) -> None:
-    with pytest.raises(ValueError, match='name|surrogates'):
+    with pytest.raises(ValueError, match=r'name|surrogates'):
         store.create_table(name, pa.schema([('v', 'int64')]))  # type: ignore[arg-type]
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from amplify_db_utils import ColumnarStore, DuckDBParquetStore, SchemaConflict, TableNotFound
-from amplify_db_utils.schema import to_arrow_schema
 from pydantic import BaseModel, Field
 
+from amplify_db_utils import ColumnarStore, DuckDBParquetStore, SchemaConflict, TableNotFound
+from amplify_db_utils.schema import to_arrow_schema
 from tests.columnar_store.conftest import Opener
 from tests.columnar_store.models import PARTITION_BY, Image, image
 
@@ -233,7 +233,7 @@ def test_a_directory_in_another_layout_is_no_table(store: DuckDBParquetStore, ro
 
 def test_files_of_another_type_are_no_table(store: DuckDBParquetStore, root: Path) -> None:
     hive(root / 'old', year__1=pa.table({'id': [[1]]}))
-    with pytest.raises(SchemaConflict, match='has .id. as list'):
+    with pytest.raises(SchemaConflict, match=r'has .id. as list'):
         store.create_table('old', pa.schema([('id', 'int64'), ('year', 'int64')]), partition_by=['year'])
 
 

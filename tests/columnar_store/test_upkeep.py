@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from amplify_db_utils import BadRecord, DamagedData, DuckDBParquetStore, StoreError
 from amplify_db_utils.migrate import main
 from amplify_db_utils.schema import to_arrow_schema
-
 from tests.columnar_store.conftest import Opener, finish
 from tests.columnar_store.models import PARTITION_BY, Image, image
 

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pytest
-from amplify_db_utils import BadFilter, BadRecord, DuckDBParquetConfig, DuckDBParquetStore
 from pydantic import BaseModel
 
+from amplify_db_utils import BadFilter, BadRecord, DuckDBParquetConfig, DuckDBParquetStore
 from tests.columnar_store.models import PARTITION_BY, Image, image
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
@@ -25,7 +25,7 @@ RECORDS = [image(number) for number in range(30)]
     [
         list,
         pa.Table.from_pylist,
-        lambda records: pa.RecordBatch.from_pylist(records),
+        pa.RecordBatch.from_pylist,
         pd.DataFrame,
         lambda records: pd.DataFrame(records).astype({'instrument': 'category'}),
     ],
@@ -255,7 +255,7 @@ def test_a_bad_record_refuses_the_whole_call(images: DuckDBParquetStore, records
 )
 def test_nothing_is_converted_without_a_word(store: DuckDBParquetStore, kind: pa.DataType, value: Any) -> None:
     store.create_table('t', pa.schema([('x', kind)]))
-    with pytest.raises(BadRecord, match='record 1|exactly'):
+    with pytest.raises(BadRecord, match=r'record 1|exactly'):
         store.write('t', [{'x': None}, {'x': value}])
     assert store.count('t') == 0
 

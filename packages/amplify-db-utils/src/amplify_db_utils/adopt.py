@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
+from amplify_db_utils._arrow import Array
 from amplify_db_utils.errors import DamagedData, SchemaConflict
 from amplify_db_utils.files import statistics
 from amplify_db_utils.log import Snapshot
@@ -26,7 +27,7 @@ def hive_snapshot(storage: Storage, directory: str, schema: pa.Schema, partition
         texts = [names.parse_hive(path, partition_by) for path, _ in found]
     except ValueError as error:
         raise SchemaConflict(f'{directory!r} cannot be read as a table: {error}') from error
-    columns: dict[str, pa.Array] = {
+    columns: dict[str, Array] = {
         'path': pa.array([path for path, _ in found], pa.string()),
         'size': pa.array([size for _, size in found], pa.int64()),
         'rows': pa.nulls(len(found), pa.int64()),
@@ -43,7 +44,7 @@ def hive_snapshot(storage: Storage, directory: str, schema: pa.Schema, partition
     return Snapshot(-1, schema, tuple(partition_by), pa.table(columns))
 
 
-def _typed(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+def _typed(texts: Array, kind: pa.DataType) -> Array:
     if not pa.types.is_timestamp(kind) or kind.tz is None:
         return texts.cast(kind)
     try:

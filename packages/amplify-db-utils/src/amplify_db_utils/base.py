@@ -11,7 +11,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pandas as pd  # type: ignore[import-untyped, unused-ignore]
 
 Filters: TypeAlias = Mapping[str, Any]
 """Column name to a value (equality, None for null), to `{"gte"|"gt"|"lte"|"lt": value}` (they combine), or to `{"in": [...]}`."""

@@ -30,10 +30,9 @@ class DuckDBParquetConfig:
     s3_region: str | None = None
 
     def __post_init__(self) -> None:
-        root = os.fspath(self.root)
-        if not isinstance(root, str) or not root:
+        if not os.fspath(self.root):
             raise ValueError('root must be a directory or s3://bucket/prefix')
-        if self.threads is not None and (not isinstance(self.threads, int) or self.threads < 1):
+        if self.threads is not None and self.threads < 1:
             raise ValueError(f'threads must be None or a positive whole number, not {self.threads!r}')
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             raise ValueError('s3_access_key and s3_secret_key go together: give both or neither')

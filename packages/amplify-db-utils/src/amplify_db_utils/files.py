@@ -73,7 +73,7 @@ class Staging:
         second = next(tables, None)
         if second is None:
             self.add(first)
-        elif first.select(self.partition_by).group_by(self.partition_by).aggregate([]).num_rows > _MANY_PARTITIONS:
+        elif _count_partitions(first, list(self.partition_by)) > _MANY_PARTITIONS:
             self.add(pa.concat_tables([first, second, *tables]))
         else:
             with ThreadPoolExecutor(1) as pool:
@@ -119,6 +119,14 @@ class Staging:
             self.discard()
 
 
+def _count_partitions(table: pa.Table, keys: list[str]) -> int:
+    return table.select(keys).group_by(keys).aggregate([]).num_rows
+
+
+def _indices(places: np.ndarray[Any, Any]) -> Any:
+    return pa.array(places)
+
+
 def split(table: pa.Table, keys: Sequence[str]) -> Iterator[tuple[tuple[str | None, ...], pa.Table]]:
     """The partitions of a table: their values as the log's texts, and their rows without the keys, order kept."""
     rest = table.drop_columns(list(keys)) if keys else table
@@ -132,9 +140,9 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[tuple[tuple[str | No
         order = np.argsort(codes, kind='stable')
         ordered = codes[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        rest = rest.take(pa.array(order))
-    first = starts if order is None else order[starts]
-    partitions = partitions_of(table.select(list(keys)).take(pa.array(first)), keys)
+        rest = rest.take(_indices(order))
+    firsts = starts if order is None else order[starts]
+    partitions = partitions_of(table.select(list(keys)).take(_indices(firsts)), keys)
     ends = np.append(starts[1:], table.num_rows)
     for texts, start, end in zip(partitions, starts.tolist(), ends.tolist(), strict=True):
         yield texts, rest.slice(start, end - start)
@@ -145,9 +153,7 @@ def _codes(table: pa.Table, keys: Sequence[str]) -> np.ndarray[Any, Any]:
     codes: np.ndarray[Any, Any] = np.zeros(table.num_rows, np.int64)
     count = 1
     for key in keys:
-        column = table.column(key).combine_chunks()
-        encoded = pc.dictionary_encode(column, null_encoding='encode')
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        encoded: Any = pc.dictionary_encode(table.column(key).combine_chunks(), null_encoding='encode')
         size = max(len(encoded.dictionary), 1)
         if count * size > 2**31:
             _, codes = np.unique(codes, return_inverse=True)
@@ -173,7 +179,7 @@ def statistics(metadata: pq.FileMetaData) -> str:
 
 
 def _bounds(chunks: Sequence[pq.ColumnChunkMetaData]) -> tuple[Any, Any] | None:
-    known = [chunk.statistics for chunk in chunks]
+    known: list[Any] = [chunk.statistics for chunk in chunks]
     if not known or any(one is None or not one.has_min_max for one in known):
         return None
     low, high = min(one.min for one in known), max(one.max for one in known)

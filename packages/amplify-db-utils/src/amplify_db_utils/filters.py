@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from amplify_db_utils._arrow import Field, Kind, Scalar, literal
 from amplify_db_utils.errors import BadFilter
 from amplify_db_utils.schema import stored_type
 
@@ -42,11 +43,11 @@ class Condition:
 
     column: str
     op: str
-    values: tuple[pa.Scalar, ...] = ()
+    values: tuple[Scalar, ...] = ()
     or_null: bool = False
 
 
-def parse(filters: Mapping[str, Any] | None, schema: pa.Schema) -> list[Condition]:
+def parse(filters: Any, schema: pa.Schema) -> list[Condition]:
     """The conditions of a filter on a table's declared schema. Raises BadFilter for what the table cannot be asked."""
     if filters is None:
         return []
@@ -66,7 +67,7 @@ def parse(filters: Mapping[str, Any] | None, schema: pa.Schema) -> list[Conditio
     return conditions
 
 
-def _operators(field: pa.Field, wanted: Mapping[str, Any]) -> Iterable[Condition]:
+def _operators(field: Field, wanted: Mapping[str, Any]) -> Iterable[Condition]:
     if not wanted:
         raise BadFilter(f'the filter on {field.name!r} is empty; use gte, gt, lte, lt or in')
     for op, value in wanted.items():
@@ -80,10 +81,11 @@ def _operators(field: pa.Field, wanted: Mapping[str, Any]) -> Iterable[Condition
             yield _compare(field, op, value)
 
 
-def _membership(field: pa.Field, values: Any) -> Condition:
+def _membership(field: Field, values: Any) -> Condition:
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         raise BadFilter(f'in on {field.name!r} takes a list of values, not {values!r}')
-    members, or_null = [], False
+    members: list[Scalar] = []
+    or_null = False
     for value in values:
         if value is None:
             or_null = True
@@ -93,7 +95,7 @@ def _membership(field: pa.Field, values: Any) -> Condition:
     return Condition(field.name, 'in', tuple(members), or_null)
 
 
-def _compare(field: pa.Field, op: str, value: Any) -> Condition:
+def _compare(field: Field, op: str, value: Any) -> Condition:
     if not isinstance(value, str | bytes) and hasattr(value, 'item') and hasattr(value, 'dtype'):
         value = value.item()  # a NumPy scalar
     kind, stored = field.type, stored_type(field.type)
@@ -103,13 +105,13 @@ def _compare(field: pa.Field, op: str, value: Any) -> Condition:
         return _exact(field.name, kind, stored, op, value)
     if pa.types.is_floating(kind) and isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return _real(field.name, stored, op, value)
-    literal = _literal(field.name, kind, stored, value)
+    typed = _literal(field.name, kind, stored, value)
     if pa.types.is_boolean(kind) and op != 'eq':
         raise BadFilter(f'{op} means nothing on the yes/no column {field.name!r}')
-    return Condition(field.name, op, (literal,))
+    return Condition(field.name, op, (typed,))
 
 
-def _exact(name: str, kind: pa.DataType, stored: pa.DataType, op: str, value: Any) -> Condition:
+def _exact(name: str, kind: Kind, stored: pa.DataType, op: str, value: Any) -> Condition:
     """A comparison of whole or decimal numbers, exact whatever number it is with: below, between and beyond the column's."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise BadFilter(f'column {name!r} holds numbers ({kind}), not {value!r}')
@@ -131,8 +133,8 @@ def _exact(name: str, kind: pa.DataType, stored: pa.DataType, op: str, value: An
         if op == 'eq':
             return Condition(name, 'none')
         op = 'gt' if op in {'gt', 'gte'} else 'lte'
-    literal = _decimal(floor, scale) if pa.types.is_decimal(stored) else floor
-    return Condition(name, op, (pa.scalar(literal, stored),))
+    exact = _decimal(floor, scale) if pa.types.is_decimal(stored) else floor
+    return Condition(name, op, (pa.scalar(exact, stored),))
 
 
 def _decimal(number: int, scale: int) -> Decimal:
@@ -140,7 +142,7 @@ def _decimal(number: int, scale: int) -> Decimal:
     return Decimal((int(number < 0), tuple(map(int, str(abs(number)))), -scale))
 
 
-def _bounds(kind: pa.DataType) -> tuple[int, int]:
+def _bounds(kind: Kind) -> tuple[int, int]:
     if pa.types.is_decimal(kind):
         return 1 - 10**kind.precision, 10**kind.precision - 1
     if pa.types.is_signed_integer(kind):
@@ -148,7 +150,7 @@ def _bounds(kind: pa.DataType) -> tuple[int, int]:
     return 0, 2**kind.bit_width - 1
 
 
-def _wide_decimal(name: str, kind: pa.DataType, op: str, value: Any, *, fits: bool) -> Condition:
+def _wide_decimal(name: str, kind: Kind, op: str, value: Any, *, fits: bool) -> Condition:
     if op != 'eq':
         raise BadFilter(
             f'column {name!r} of {kind} is stored as text: it can be compared for equality and in, not {op}'
@@ -156,8 +158,8 @@ def _wide_decimal(name: str, kind: pa.DataType, op: str, value: Any, *, fits: bo
     number = Fraction(value) * 10**kind.scale if fits else None
     if number is None or number.denominator != 1:
         return Condition(name, 'none')
-    literal = pa.scalar(_decimal(number.numerator, kind.scale), kind).cast(pa.string())
-    return Condition(name, op, (literal,))
+    text = pa.scalar(_decimal(number.numerator, kind.scale), kind).cast(pa.string())
+    return Condition(name, op, (text,))
 
 
 def _real(name: str, stored: pa.DataType, op: str, value: Any) -> Condition:
@@ -176,7 +178,7 @@ def _real(name: str, stored: pa.DataType, op: str, value: Any) -> Condition:
     return Condition(name, op, (pa.scalar(near, stored),))
 
 
-def _literal(name: str, kind: pa.DataType, stored: pa.DataType, value: Any) -> pa.Scalar:
+def _literal(name: str, kind: pa.DataType, stored: pa.DataType, value: Any) -> Scalar:
     if pa.types.is_boolean(kind) and isinstance(value, bool):
         return pa.scalar(value)
     if _is_text(kind) and isinstance(value, str):
@@ -201,7 +203,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return stored_type(kind) == pa.binary()
 
 
-def _moment(name: str, kind: pa.DataType, stored: pa.DataType, value: str | date) -> pa.Scalar:
+def _moment(name: str, kind: Kind, stored: pa.DataType, value: str | date) -> Scalar:
     finer = 0  # nanoseconds below the microsecond
     if isinstance(value, str):
         match = _TIMES.fullmatch(value.strip())
@@ -254,17 +256,17 @@ def _expression(condition: Condition, column: pc.Expression) -> pc.Expression:
         case 'null':
             return column.is_null()
         case 'any':
-            return column.is_valid()
+            return ~column.is_null()
         case 'none':
-            return pc.scalar(False)
+            return literal(False)
         case 'in':
             return _in(condition, column)
-    result: pc.Expression = _COMPARE[condition.op](column, pc.scalar(condition.values[0]))
+    result: pc.Expression = _COMPARE[condition.op](column, literal(condition.values[0]))
     return result
 
 
 def _in(condition: Condition, column: pc.Expression) -> pc.Expression:
-    nulls = column.is_null() if condition.or_null else pc.scalar(False)
+    nulls = column.is_null() if condition.or_null else literal(False)
     if not condition.values:
         return nulls
     members = pa.array([value.as_py() for value in condition.values], condition.values[0].type)
@@ -294,4 +296,4 @@ def _may_match(condition: Condition) -> Iterable[pc.Expression]:
 def _scalar_like(condition: Condition, value: Any, direction: int) -> pc.Expression:
     if isinstance(value, datetime):  # other writers of the log cut its bounds to milliseconds
         value += direction * timedelta(milliseconds=1)
-    return pc.scalar(pa.scalar(value, condition.values[0].type))
+    return literal(pa.scalar(value, condition.values[0].type))

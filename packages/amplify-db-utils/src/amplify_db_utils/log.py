@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -28,6 +29,7 @@ from deltalake.transaction import (
 )
 
 from amplify_db_utils import names
+from amplify_db_utils._arrow import Array, Column, nulls
 from amplify_db_utils.errors import CommitConflict, StoreError
 from amplify_db_utils.schema import declared_schema, log_fields, stored_schema
 from amplify_db_utils.storage import Storage
@@ -95,8 +97,7 @@ class TableLog:
         """The delta-rs handle, at the version last seen. Read its `transaction_version` and `history`; write by `commit`."""
         if self._table is None:
             self.snapshot()
-        assert self._table is not None
-        return self._table
+        return cast('DeltaTable', self._table)
 
     def exists(self) -> bool:
         """Whether the table has a log."""
@@ -216,15 +217,16 @@ def _removals(snapshot: Snapshot, rows: Iterable[int], own: set[str], data_chang
 def _snapshot(table: DeltaTable) -> Snapshot:
     actions = pa.table(table.get_add_actions())
     partition_by = tuple(table.metadata().partition_columns)
-    schema = declared_schema(pa.schema(table.schema().to_arrow()))
-    paths = [unquote(path) for path in actions.column('path').to_pylist()]
-    columns: dict[str, pa.Array | pa.ChunkedArray] = {
+    schema = declared_schema(_arrow_schema(table))
+    listed: list[Any] = actions.column('path').to_pylist()
+    paths = [unquote(path) for path in listed]
+    columns: dict[str, Array | Column] = {
         'path': pa.array(paths, pa.string()),
         'size': actions.column('size_bytes'),
         'rows': _optional(actions, 'num_records', pa.int64()),
     }
     if partition_by:
-        typed = actions.column('partition').combine_chunks()
+        typed: Any = actions.column('partition').combine_chunks()
         for place, key in enumerate(partition_by):
             values = pa.chunked_array([typed.field(key)]).cast(stored_schema(schema).field(key).type)
             columns[f'p{place}'] = names.partition_values(values)
@@ -236,8 +238,13 @@ def _snapshot(table: DeltaTable) -> Snapshot:
     return Snapshot(table.version(), schema, partition_by, pa.table(columns).take(order))
 
 
-def _optional(actions: pa.Table, name: str, kind: pa.DataType) -> pa.Array | pa.ChunkedArray:
-    return actions.column(name) if name in actions.column_names else pa.nulls(actions.num_rows, kind)
+def _optional(actions: pa.Table, name: str, kind: pa.DataType) -> Array | Column:
+    return actions.column(name) if name in actions.column_names else nulls(actions.num_rows, kind)
+
+
+def _arrow_schema(table: DeltaTable) -> pa.Schema:
+    schema: Any = table.schema().to_arrow()
+    return pa.schema(schema)
 
 
 def _same_process() -> None:

@@ -6,7 +6,9 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from amplify_db_utils.files import Staging
@@ -33,7 +35,7 @@ def compact(storage: Storage, log: TableLog, target_size: int, threads: int | No
         with Staging(storage, log.directory, snapshot.partition_by, threads) as staging:
             staging.add(scan.stored_table(), data_change=False)
             try:
-                log.commit(staging.adds, _Sources(part.files.column('path').to_pylist()), data_change=False)
+                log.commit(staging.adds, _Sources(part.files), data_change=False)
             except _SourceGoneError:
                 continue  # an overwrite was faster; what it left is for the next call
             staging.keep()
@@ -42,10 +44,10 @@ def compact(storage: Storage, log: TableLog, target_size: int, threads: int | No
 
 
 class _Sources:
-    """The rows of a snapshot's files with given paths, all of them or _SourceGoneError."""
+    """The rows of a snapshot that are the given files, all of them or _SourceGoneError."""
 
-    def __init__(self, paths: list[str]) -> None:
-        self._paths = paths
+    def __init__(self, files: pa.Table) -> None:
+        self._paths: list[Any] = files.column('path').to_pylist()
 
     def __call__(self, snapshot: Snapshot) -> Iterable[int]:
         where = {path: at for at, path in enumerate(snapshot.files.column('path').to_pylist())}
@@ -59,7 +61,7 @@ def _rounds(snapshot: Snapshot, target_size: int) -> Iterator[list[int]]:
     """Rows of the files to join in each commit: those of whole groups, together not much more than the target."""
     rows: list[int] = []
     size = 0
-    sizes = snapshot.files.column('size').to_pylist()
+    sizes: list[Any] = snapshot.files.column('size').to_pylist()
     for group in _groups(snapshot, sizes, target_size):
         rows += group
         size += sum(sizes[at] for at in group)
@@ -97,7 +99,9 @@ def vacuum(storage: Storage, log: TableLog, retention_hours: float) -> list[str]
         needed |= set(log.at(since).files.column('path').to_pylist())
     start = len(storage.path(log.directory)) + 1
     found = storage.filesystem.get_file_info(pafs.FileSelector(storage.path(log.directory), recursive=True))
-    old = [info for info in found if info.is_file and info.extension == 'parquet' and info.mtime <= since]
+    old = [
+        info for info in found if info.is_file and info.extension == 'parquet' and info.mtime and info.mtime <= since
+    ]
     doomed = sorted(info.path[start:] for info in old)
     doomed = [path for path in doomed if path not in needed and not path.startswith('_')]
     storage.delete([f'{log.directory}/{path}' for path in doomed])

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from amplify_db_utils._arrow import Column
 
 NULL_DIRECTORY = '__HIVE_DEFAULT_PARTITION__'
 _TAKEN = {'_registry', '_delta_log'}
 _LONGEST = 180  # bytes of a name; file systems stop at 255 and a hash or a suffix must fit
 
 
-def table_directory(table: str) -> str:
+def table_directory(table: Any) -> str:
     """The directory of a table under the root: the name itself where it is harmless, `~XX` bytes where it is not.
 
     Percent signs are not used: the log's library decodes them where it should not.
@@ -66,13 +69,13 @@ def _segment(text: str | None) -> str:
     return encoded[:100].rsplit('%', 1)[0] + '~' + hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def partition_texts(column: pa.Array) -> list[str | None]:
+def partition_texts(column: Any) -> list[str | None]:
     """Partition values of a stored type as the log writes them: UTF-8 text, null for null."""
     kind = column.type
     if pa.types.is_string(kind):
         # The log reads an empty text as null, so emptiness needs a text of its own, and that text an escape.
         escaped = pc.if_else(pc.starts_with(column, '\\'), pc.binary_join_element_wise('\\', column, ''), column)
-        column = pc.if_else(pc.equal(column, ''), '\\0', escaped)
+        column = pc.if_else(pc.equal(column, pa.scalar('')), '\\0', escaped)
     elif pa.types.is_timestamp(kind):
         column = pc.cast(column.cast(pa.timestamp('us')), pa.string())
     else:
@@ -81,12 +84,12 @@ def partition_texts(column: pa.Array) -> list[str | None]:
     return texts
 
 
-def partition_values(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def partition_values(column: Any) -> Column:
     """Typed partition values as the log gives them, with the escapes of `partition_texts` undone."""
     if not pa.types.is_string(column.type):
-        return column
+        return cast('Column', column)
     plain = pc.if_else(pc.starts_with(column, '\\\\'), pc.utf8_slice_codeunits(column, 1), column)
-    return pc.if_else(pc.equal(column, '\\0'), '', plain)
+    return cast('Column', pc.if_else(pc.equal(column, pa.scalar('\\0')), '', plain))
 
 
 def parse_hive(path: str, keys: Sequence[str]) -> list[str | None]:

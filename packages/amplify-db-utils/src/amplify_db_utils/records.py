@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain, repeat
 from operator import itemgetter, sub
@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from amplify_db_utils._arrow import Array, Column, Field, Kind, nulls
 from amplify_db_utils.errors import BadRecord
 from amplify_db_utils.schema import stored_type
 
@@ -91,19 +92,19 @@ def _from_arrow(table: pa.Table, schema: pa.Schema, keys: Sequence[str]) -> pa.T
         if not at and (field.name in keys or not field.nullable):
             raise BadRecord(_missing(field, keys))
         stored = pa.field(field.name, stored_type(field.type), field.nullable)
-        column = _cast(table.column(at[0]), field, stored.type) if at else pa.nulls(table.num_rows, stored.type)
+        column = _cast(table.column(at[0]), field, stored.type) if at else nulls(table.num_rows, stored.type)
         _check_nulls(column, field)
         columns.append(column)
         fields.append(stored)
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
-def _missing(field: pa.Field, keys: Sequence[str]) -> str:
+def _missing(field: Field, keys: Sequence[str]) -> str:
     what = 'partition key' if field.name in keys else 'column'
     return f'Missing required {what} {field.name!r}'
 
 
-def _check_nulls(column: pa.ChunkedArray | pa.Array, field: pa.Field, start: int = 0) -> None:
+def _check_nulls(column: Column | Array, field: Field, start: int = 0) -> None:
     if column.null_count and not field.nullable:
         at = pc.index(column.is_null(), True).as_py()
         raise BadRecord(f'column {field.name!r} is required and null in record {start + at}')
@@ -115,7 +116,7 @@ def _family(kind: pa.DataType) -> str:
     return next((name for name, test in _FAMILIES if test(kind)), str(kind))
 
 
-def _cast(column: pa.ChunkedArray, field: pa.Field, stored: pa.DataType) -> pa.ChunkedArray:
+def _cast(column: Column, field: Field, stored: pa.DataType) -> Column:
     given, wanted = _family(column.type), _family(field.type)
     if column.type == stored == field.type:
         return column
@@ -168,7 +169,7 @@ def _transpose(
     return columns
 
 
-def _with_holes(part: Sequence[Mapping[str, Any]], start: int, field: pa.Field, keys: Sequence[str]) -> list[Any]:
+def _with_holes(part: Sequence[Mapping[str, Any]], start: int, field: Field, keys: Sequence[str]) -> list[Any]:
     if field.name in keys or not field.nullable:
         at = next(at for at, record in enumerate(part) if field.name not in record)
         raise BadRecord(f'{_missing(field, keys)} in record {start + at}')
@@ -183,23 +184,28 @@ def _no_dict(part: Sequence[Any], start: int) -> str:
     return f'record {start + at} is no dict but {type(part[at]).__name__}'
 
 
-def _array(values: list[Any], field: pa.Field, start: int) -> pa.Array:
+def _array(values: list[Any], field: Field, start: int) -> Array:
     kind = field.type
     try:
         _check_kinds(values, field, start)
         if pa.types.is_timestamp(kind) and kind.unit == 'us':
             return _moments(values, kind)
-        array = pa.array(values, kind)
+        return _plain(values, kind)
     except BadRecord:
         raise
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
         if pa.types.is_large_string(kind) and any(isinstance(value, dict | list) for value in values):
             return _json(values, field, start)
         raise BadRecord(_which(values, field, start, error)) from error
-    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _check_kinds(values: list[Any], field: pa.Field, start: int) -> None:
+def _plain(values: list[Any], kind: Kind) -> Array:
+    array: Any = pa.array(values, kind)
+    whole: Array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return whole
+
+
+def _check_kinds(values: list[Any], field: Field, start: int) -> None:
     """Refuse what Arrow would convert without a word: True to 1, 2.5 to 2, bytes to text, a number to a moment."""
     nested = (
         pa.types.is_list(field.type) or pa.types.is_large_list(field.type) or pa.types.is_fixed_size_list(field.type)
@@ -222,9 +228,7 @@ def _foreign(kind: pa.DataType) -> tuple[type, ...]:
     return _FOREIGN.get(_family(kind), ())
 
 
-def _refuse(
-    values: Sequence[Any], items: Iterable[Any], foreign: tuple[type, ...], field: pa.Field, start: int
-) -> None:
+def _refuse(values: Sequence[Any], items: Iterable[Any], foreign: tuple[type, ...], field: Field, start: int) -> None:
     # A set of the types is the cheapest look at every value.
     if not any(issubclass(kind, foreign) for kind in set(map(type, items))):
         return
@@ -238,19 +242,20 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float | Decimal) and not isinstance(value, bool) and value % 1 == 0
 
 
-def _moments(values: list[Any], kind: pa.DataType) -> pa.Array:
+def _moments(values: list[Any], kind: Kind) -> Array:
     """Datetimes, naive ones taken as UTC. Python's own subtraction is three times as fast as Arrow's conversion."""
     kinds = set(map(type, values))
     zones = {value.tzinfo for value in values} if kinds == {datetime} else set()
     if not zones or (None in zones and len(zones) > 1) or not (kind.tz or zones == {None}):
-        return pa.array(values, kind)
+        return _plain(values, kind)
     [zone] = zones if len(zones) == 1 else [UTC]
-    epoch = datetime(1970, 1, 1, tzinfo=zone if str(zone) == 'UTC' else UTC) if zone else datetime(1970, 1, 1)  # noqa: DTZ001
+    always_utc = zone is not None and zone.utcoffset(None) == timedelta(0)
+    epoch = datetime(1970, 1, 1, tzinfo=zone if zone is None or always_utc else UTC)
     since = list(map(sub, values, repeat(epoch)))
     return pa.array(since, pa.duration('us')).cast(pa.int64()).cast(kind)
 
 
-def _json(values: list[Any], field: pa.Field, start: int) -> pa.Array:
+def _json(values: list[Any], field: Field, start: int) -> Array:
     texts = []
     for at, value in enumerate(values):
         try:
@@ -260,7 +265,7 @@ def _json(values: list[Any], field: pa.Field, start: int) -> pa.Array:
     return _array(texts, field, start)
 
 
-def _which(values: list[Any], field: pa.Field, start: int, error: Exception) -> str:
+def _which(values: list[Any], field: Field, start: int, error: Exception) -> str:
     for at, value in enumerate(values):
         try:
             pa.array([value], field.type)

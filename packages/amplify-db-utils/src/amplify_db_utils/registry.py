@@ -64,7 +64,8 @@ def _legacy_type(text: str) -> pa.DataType:
     if text in _LEGACY:
         return _LEGACY[text]
     if match := re.fullmatch(r'timestamp\[(s|ms|us|ns)(?:, tz=(.+))?\]', text):
-        return pa.timestamp(match[1], match[2])
+        unit: Any = match[1]
+        return pa.timestamp(unit, match[2])
     if match := re.fullmatch(r'(large_)?list<\w+: (.+)>', text):
         return (pa.large_list if match[1] else pa.list_)(_legacy_type(match[2].removesuffix(' not null')))
     raise ValueError(f'type {text!r} is not known')

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from amplify_db_utils._arrow import Array
+
 _in_utc = methodcaller('replace', tzinfo=UTC)
 
 
@@ -21,7 +23,7 @@ def dicts(batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
             yield dict(zip(names, row, strict=True))
 
 
-def values(column: pa.Array) -> list[Any]:
+def values(column: Array) -> list[Any]:
     """A column as Python values: what `to_pylist` gives, but faster for plain types."""
     kind = column.type
     if pa.types.is_primitive(kind) and not _beyond_numpy(kind):
@@ -37,7 +39,7 @@ def _beyond_numpy(kind: pa.DataType) -> bool:
     return not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or kind in {pa.float32(), pa.float64()})
 
 
-def _plain(column: pa.Array) -> list[Any]:
+def _plain(column: Array) -> list[Any]:
     holes = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)) if column.null_count else ()
     if pa.types.is_timestamp(column.type):
         micros = column.cast(pa.timestamp('us', column.type.tz)).cast(pa.int64())

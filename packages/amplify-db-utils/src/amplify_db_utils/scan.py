@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from amplify_db_utils import filters
+from amplify_db_utils._arrow import literal
 from amplify_db_utils.errors import DamagedData
 from amplify_db_utils.filters import Condition
 from amplify_db_utils.log import Snapshot
@@ -121,8 +123,8 @@ class Scan:
     def _dataset(self) -> pads.FileSystemDataset:
         # Required columns are nullable here: what a file lacks is null, and the cast at the end says no to it.
         schema = pa.schema([field.with_nullable(True) for field in self.snapshot.stored])
-        paths = self.files.column('path').to_pylist()
-        sizes = self.files.column('size').to_pylist()
+        paths: list[Any] = self.files.column('path').to_pylist()
+        sizes: list[Any] = self.files.column('size').to_pylist()
         self._check_sizes(paths, sizes)
         fragments = [
             _FORMAT.make_fragment(
@@ -146,7 +148,7 @@ class Scan:
             if row not in made:
                 whole = None
                 for key, value in zip(keys, row, strict=True):
-                    part = pc.field(key) == pc.scalar(value) if value.is_valid else pc.field(key).is_null()
+                    part = pc.field(key) == literal(value) if value.is_valid else pc.field(key).is_null()
                     whole = part if whole is None else whole & part
                 made[row] = whole
             yield made[row]
@@ -174,4 +176,6 @@ def _damage() -> Iterator[None]:
 
 
 _FORMAT = pads.ParquetFileFormat()
-_READING = {'fragment_scan_options': pads.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=True)}
+_READING: dict[str, Any] = {
+    'fragment_scan_options': pads.ParquetFragmentScanOptions(page_checksum_verification=True, pre_buffer=True)
+}

@@ -12,6 +12,7 @@ import pyarrow as pa
 from deltalake import Field, Schema
 from pydantic import BaseModel
 
+from amplify_db_utils._arrow import Kind
 from amplify_db_utils.errors import SchemaConflict
 
 _SCALARS: dict[type, pa.DataType] = {
@@ -42,7 +43,7 @@ _SAME = {
 _DECLARED = 'amplify.declared'
 
 
-def to_arrow_schema(schema: type[BaseModel] | pa.Schema) -> pa.Schema:
+def to_arrow_schema(schema: Any) -> pa.Schema:
     """The Arrow schema of a Pydantic model; an Arrow schema is returned as it is.
 
     Optional fields and fields with a default are nullable. Raises TypeError for an annotation without a column type.
@@ -78,34 +79,35 @@ def _arrow_type(annotation: Any, name: str) -> tuple[pa.DataType, bool]:
     )
 
 
-def stored_type(declared: pa.DataType) -> pa.DataType:
+def stored_type(declared: Kind) -> pa.DataType:
     """The type in the log and in the files: the declared one, or a wider one that holds every value of it exactly.
 
     Raises TypeError for a type that has none.
     """
-    kind = declared
+    kind: pa.DataType = declared
+    if pa.types.is_dictionary(kind):
+        kind = declared.value_type
     if kind in _SAME:
         return kind
-    if kind in _STORED:
-        return _STORED[kind]
+    return _STORED.get(kind) or _stored_family(kind) or _stored_nested(kind)
+
+
+def _stored_family(kind: Kind) -> pa.DataType | None:
+    stored: pa.DataType | None = None
     if pa.types.is_timestamp(kind):
-        if kind.unit == 'ns':
-            return pa.int64()
-        return pa.timestamp('us', None if kind.tz is None else 'UTC')
-    if pa.types.is_time32(kind):
-        return pa.int32()
-    if pa.types.is_time64(kind) or pa.types.is_duration(kind):
-        return pa.int64()
-    if pa.types.is_decimal(kind) and kind.scale >= 0:
-        return pa.decimal128(kind.precision, kind.scale) if kind.precision <= 38 else pa.string()
-    if pa.types.is_fixed_size_binary(kind):
-        return pa.binary()
-    if pa.types.is_dictionary(kind):
-        return stored_type(kind.value_type)
-    return _stored_nested(kind)
+        stored = pa.int64() if kind.unit == 'ns' else pa.timestamp('us', None if kind.tz is None else 'UTC')
+    elif pa.types.is_time32(kind):
+        stored = pa.int32()
+    elif pa.types.is_time64(kind) or pa.types.is_duration(kind):
+        stored = pa.int64()
+    elif pa.types.is_decimal(kind) and kind.scale >= 0:
+        stored = pa.decimal128(kind.precision, kind.scale) if kind.precision <= 38 else pa.string()
+    elif pa.types.is_fixed_size_binary(kind):
+        stored = pa.binary()
+    return stored
 
 
-def _stored_nested(kind: pa.DataType) -> pa.DataType:
+def _stored_nested(kind: Kind) -> pa.DataType:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.list_(pa.field('element', stored_type(kind.value_type)))
     if pa.types.is_struct(kind):
