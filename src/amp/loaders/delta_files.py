@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
@@ -66,6 +68,8 @@ def name_of_folder(folder: str) -> str:
 
 def located(place: str) -> str:
     """A path made absolute, or a URL without its final slash. Raises ConfigError."""
+    if place.startswith('file://'):
+        place = url2pathname(urlsplit(place).path)
     if '://' in place:
         return place.rstrip('/')
     path = str(Path(place).expanduser().resolve())

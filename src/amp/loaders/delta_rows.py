@@ -53,6 +53,11 @@ class Fitting:
         self.error: SchemaError | None = None
         landings = {landing.name.casefold(): landing for landing in type_table('deltalake').landings(schema)}
         positions = {name.casefold(): i for i, name in enumerate(schema.names)}
+        own = {name.casefold() for name in into.names}
+        homeless = [name for name in schema.names if name.casefold() not in own]
+        if homeless:
+            # Somebody has put another table in its place since it was prepared.
+            raise SchemaError(f'the table {table!r} has no column {homeless[0]!r} any more', column=homeless[0])
         self._columns = [
             (field, positions.get(field.name.casefold(), -1), landings.get(field.name.casefold())) for field in into
         ]

@@ -17,7 +17,7 @@ import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
-from amp.errors import AmpError, ConfigError, DestinationError
+from amp.errors import AmpError, ConfigError, DestinationError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.delta_compact import TARGET_SIZE, TIER_FILES, compact
 from amp.loaders.delta_errors import explained, is_transient, uses_delta
@@ -210,7 +210,10 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
     def scan(self, table_name: str) -> pa.RecordBatchReader:
         """The rows of the newest version, in no promised order, the user's columns only."""
         table = self.open_table(table_name)
-        return self._read(table, table_name, user_columns(table))
+        columns = user_columns(table)
+        if not columns:
+            raise LoadError(f'the table {table_name!r} has no rows yet, and no columns', table=table_name)
+        return self._read(table, table_name, columns)
 
     def stamped_scan(
         self,

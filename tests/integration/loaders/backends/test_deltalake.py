@@ -19,7 +19,15 @@ from deltalake import DeltaTable, write_deltalake
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from amp.errors import ConfigError, DestinationError, IntegrityError, ProtocolError, SchemaError, StaleEpochError
+from amp.errors import (
+    ConfigError,
+    DestinationError,
+    IntegrityError,
+    LoadError,
+    ProtocolError,
+    SchemaError,
+    StaleEpochError,
+)
 from amp.loaders.delta_log import DeltaLog
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import TX_ID, stamp
@@ -340,6 +348,8 @@ def test_until_its_first_rows_a_table_does_not_exist(db):
     db.open_stream(StreamKey('t', 't'), Claim('one', 'then'))
     assert not db.table_exists('t')
     assert db.get_table_info('t') is None
+    with pytest.raises(LoadError, match='no rows yet'):
+        db.scan('t')
     assert not db.load_table(pa.table({'x': [1]}), 't', create_table=False).success
     assert db.load_table(pa.table({'x': [1]}), 't').success
     assert db.scan('t').read_all().to_pydict() == {'x': [1]}
@@ -692,6 +702,16 @@ os._exit(0)
     assert str(folder) in told
 
 
+def test_a_table_that_was_replaced_meanwhile_loses_no_column_silently(db):
+    assert db.load_table(pa.table({'x': [1], 'y': [2]}), 't').success
+    write_deltalake(db.place_of('t'), pa.table({'x': [3]}), mode='overwrite', schema_mode='overwrite')
+    result = db.load_table(pa.table({'x': [4], 'y': [5]}), 't')
+    assert "no column 'y' any more" in result.error
+    again = db.load_table(pa.table({'x': [4], 'y': [5]}), 't', schema_evolution='evolve')
+    assert again.success, again.error
+    assert sorted(db.scan('t').read_all()['x'].to_pylist()) == [3, 4]
+
+
 def test_a_damaged_log_is_never_built_over(db):
     db.load_table(pa.table({'x': [1]}), 't')
     db.load_table(pa.table({'x': [2]}), 't')
@@ -796,6 +816,7 @@ def test_urls():
     assert remote.config.root == 's3://bucket/some/prefix'
     assert remote.config.storage_options == {'AWS_REGION': 'eu-west-1'}
     assert remote.config.vacuum_after_write
+    assert DeltaLakeLoader({'root': 'file:///data/a%20b'}).place_of('t') == '/data/a b/t'
     with pytest.raises(ConfigError, match='names a host'):
         DeltaLakeLoader({'url': 'deltalake://lake'})
     with pytest.raises(ConfigError, match="unknown configuration key 'nope'"):
