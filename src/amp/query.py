@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from amp.client import Client
     from amp.flight.transport import FlightResult
     from amp.loaders.types import LabelJoinConfig, LoadMode, LoadResult
+    from amp.streaming.parallel import ParallelConfig
 
 __all__ = ['Query']
 
@@ -115,7 +116,7 @@ class Query:
         label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = ...,
         stream: Literal[False] = ...,
         resume: bool = ...,
-        parallel_config: object | None = ...,
+        parallel_config: ParallelConfig | None = ...,
         create_table: bool = ...,
         batch_size: int | None = ...,
         **options: Any,
@@ -130,13 +131,13 @@ class Query:
         config: Mapping[str, Any] | None = ...,
         mode: LoadMode | str = ...,
         label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = ...,
-        stream: bool,
+        stream: Literal[True],
         resume: bool = ...,
-        parallel_config: object | None = ...,
+        parallel_config: ParallelConfig | None = ...,
         create_table: bool = ...,
         batch_size: int | None = ...,
         **options: Any,
-    ) -> Any: ...
+    ) -> Generator[LoadResult, None, None]: ...
 
     def load(
         self,
@@ -148,31 +149,45 @@ class Query:
         label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = None,
         stream: bool = False,
         resume: bool = True,
-        parallel_config: object | None = None,
+        parallel_config: ParallelConfig | None = None,
         create_table: bool = True,
         batch_size: int | None = None,
         **options: Any,
-    ) -> LoadResult | Iterator[LoadResult]:
+    ) -> LoadResult | Generator[LoadResult, None, None]:
         """Land the answer in the table `destination` of `connection`: a URL, or a name given to the client.
 
         Without `stream` it runs to the end in constant memory and returns one LoadResult; a failure is a LoadError that
         carries it. With `stream` it is an iterator of LoadResult, one for each commit and each reorg, for ever, that
         goes on from the position in the destination unless `resume` is False. `config` adds to what the connection
-        says, `batch_size` bounds the rows of a batch, `options` are those of the loader and of the stream. Raises
+        says, `parallel_config` loads history with several workers first, `batch_size` bounds the rows of a batch, `options` are those of the loader and of the stream. Raises
         ConfigError for a connection, loader or option that is not known.
         """
         from amp.loaders.session import load_query, stream_query
 
         query = self._in_batches_of(batch_size)
-        optional = {'label_config': label_config, 'parallel_config': parallel_config}
-        options |= {key: value for key, value in optional.items() if value is not None}
+        if label_config is not None:
+            options['label_config'] = label_config
         options |= {'mode': mode, 'create_table': create_table}
+        if parallel_config is not None:
+            return self._load_in_parallel(connection, destination, parallel_config, stream, config=config, **options)
         loader = self._client.make_loader(connection, config)
         if stream:
             return stream_query(loader, query, destination, resume=resume, **options)
         reader, responses = query._start_reader()
         with closing(responses):
             return load_query(loader, reader, destination, **options)
+
+    def _load_in_parallel(
+        self, connection: str, destination: str, parallel: ParallelConfig, stream: bool, **options: Any
+    ) -> LoadResult | Generator[LoadResult, None, None]:
+        from amp.backfill.executor import ParallelStreamExecutor, load_in_parallel
+
+        if not stream:
+            return load_in_parallel(self._client, self.sql, connection, destination, parallel, **options)
+        runner = ParallelStreamExecutor(
+            self._client, parallel, query=self.sql, connection=connection, destination=destination
+        )
+        return runner.load_with_resume_optimization(**options)
 
     def _in_batches_of(self, rows: int | None) -> Query:
         if rows is None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from amp.backfill.lane import RETRY, Lane, LaneSpec, PartitionError
-from amp.backfill.plan import Plan, make_plan
+from amp.backfill.plan import Plan, make_plan, newest_block
 from amp.backfill.remote import run_remotely
 from amp.errors import ConfigError, LoadError
 from amp.loaders.options import as_mode
@@ -27,7 +28,7 @@ from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
 if TYPE_CHECKING:
     from amp.client import Client
 
-__all__ = ['ParallelStreamExecutor']
+__all__ = ['ParallelStreamExecutor', 'load_in_parallel']
 
 logger = logging.getLogger('amp.backfill')
 
@@ -76,7 +77,7 @@ class ParallelStreamExecutor:
         destination: str | None = None,
         detect_gaps: bool = True,
         **options: Any,
-    ) -> Iterator[LoadResult]:
+    ) -> Generator[LoadResult, None, None]:
         """Load what is missing, gaps first. `detect_gaps=False` looks no further than the first missing block.
 
         Raises ConfigError for a query that cannot be split or a destination that is not named, SourceError,
@@ -92,7 +93,7 @@ class ParallelStreamExecutor:
 
     def execute_parallel_stream(
         self, user_query: str, destination: str, connection_name: str, load_config: Mapping[str, Any] | None = None
-    ) -> Iterator[LoadResult]:
+    ) -> Generator[LoadResult, None, None]:
         """The same by its older name; `load_config` are options of a load."""
         return self.load_with_resume_optimization(
             query=user_query, connection=connection_name, destination=destination, **dict(load_config or {})
@@ -100,7 +101,7 @@ class ParallelStreamExecutor:
 
     def _run(
         self, config: ParallelConfig, sql: str, connection: str, table: str, detect_gaps: bool, options: dict[str, Any]
-    ) -> Iterator[LoadResult]:
+    ) -> Generator[LoadResult, None, None]:
         given = dict(options)
         stream = str(given.pop('name', None) or table)
         loader_config = given.pop('config', None)
@@ -151,6 +152,30 @@ class ParallelStreamExecutor:
             settings=replace(settings, base=plan.base),
             **dict(spec.options),
         )
+
+
+def load_in_parallel(
+    client: Client, sql: str, connection: str, table: str, parallel: ParallelConfig, **options: Any
+) -> LoadResult:
+    """A closed range (without `max_block`, up to the present) as one result. Raises LoadError when a part failed."""
+    if parallel.max_block is None:
+        parallel = replace(parallel, max_block=newest_block(client, sql) + 1)
+    runner = ParallelStreamExecutor(client, parallel, query=sql, connection=connection, destination=table)
+    started = time.perf_counter()
+    results = list(runner.load_with_resume_optimization(**options))
+    failed = [result for result in results if not result.success]
+    if failed:
+        raise _gave_up(failed)
+    seconds = time.perf_counter() - started
+    rows = sum(result.rows_loaded for result in results)
+    loader, _ = client.connection_settings(connection)
+    metadata = {
+        'operation': 'load_parallel',
+        'partitions': len(results),
+        'blocks': sum(result.metadata['blocks'] for result in results),
+        'total_rows': rows,
+    }
+    return LoadResult(rows, seconds, rows / seconds if seconds else 0.0, table, loader, True, metadata=metadata)
 
 
 def _gave_up(failed: list[LoadResult]) -> LoadError:

@@ -76,7 +76,7 @@ class Lane:
     """A lane at work.
 
     `turn` is held from the first row of a unit to its commit, where units cannot be open
-    together; `opening` while the lane is taken.
+    together; `opening` while the lane is taken or the table made.
     """
 
     def __init__(
@@ -205,7 +205,8 @@ class Lane:
         if not self._prepared:
             settings = self._spec.settings
             schema = stamped_schema(self._shape.schema(batch.schema))
-            self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
+            with self._opening:
+                self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
             self._prepared = True
 
     def _failed(self, partition: QueryPartition, error: Exception, in_doubt: bool) -> PartitionError:

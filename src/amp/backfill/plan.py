@@ -13,6 +13,7 @@ from amp.loaders.status import server_coverage
 from amp.loaders.unit import Claim, StreamInfo
 from amp.streaming.ledger import StreamKey
 from amp.streaming.parallel import ParallelConfig, missing
+from amp.streaming.resilience import patiently
 from amp.streaming.types import BlockRange
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from amp.client import Client
     from amp.loaders.base import DataLoader
 
-__all__ = ['Plan', 'make_plan']
+__all__ = ['Plan', 'make_plan', 'newest_block']
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def make_plan(
             'a query with a join cannot be handed over to a stream: its rows meet rows of later blocks',
             hint='give max_block to load a closed range, or stream it without workers',
         )
-    covered = _coverage(client, spec.query)
+    covered = patiently(lambda: _coverage(client, spec.query), spec.retry)
     loader._ensure_connected()
     mine = family(loader.streaming_destination().list_streams(), StreamKey(spec.table, spec.stream))
     _refuse_other_query(mine, spec)
@@ -84,6 +85,11 @@ def make_plan(
     nothing_below = follow and live is None and end < start and start > covered.start
     base = BlockRange(covered.network, start - 1, start - 1) if nothing_below else None
     return Plan(covered.network, start, end, ranges, done, base, tuple(notes))
+
+
+def newest_block(client: Client, query: str) -> int:
+    """The last block that the server has for a query. Raises SourceError when it has none."""
+    return _coverage(client, query).end
 
 
 def _coverage(client: Client, query: str) -> BlockRange:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.manifest import DataFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
 
 from amp.errors import DestinationError
 from amp.loaders.iceberg_catalog import CatalogTables, explained
@@ -69,26 +69,51 @@ class TableCommit:
         """
         for tries in range(_MOST_TRIES):
             table = without_retries(self._tables, self._tables.get(self._name))
-            change = plan(table)
-            if change is None:
-                return
-            reached('commit.before')
-            if self._try(table, change):
-                reached('commit.after')
-                return
+            try:
+                change = plan(table)
+                if change is None:
+                    return
+                transaction = self._staged(table, change)
+            except DestinationError as error:
+                if not self._has_moved(table, error):
+                    raise
+            else:
+                reached('commit.before')
+                if self._try(transaction):
+                    reached('commit.after')
+                    return
             # Whoever lost waits a little longer each time: many writers would else fail each other for ever.
             time.sleep(random.uniform(0, min(1.0, 0.01 * 2 ** min(tries, 7))))  # noqa: S311 - it keeps no secret
         failed = DestinationError(f'the table {self._name!r} is changed by too many writers at once', hint='try again')
         failed.retryable = True
         raise failed
 
-    def _try(self, table: Table, change: Change) -> bool:
+    def _staged(self, table: Table, change: Change) -> Transaction:
+        """All but the last step: new manifests are written, nothing shows."""
+        with explained(self._tables.shown):
+            transaction = _without_history(table).transaction()
+            snapshot = transaction.update_snapshot(snapshot_properties={UNIT: self._unit, **change.summary})
+            with snapshot.overwrite() if change.dropped else snapshot.merge_append() as producer:
+                for gone in change.dropped:
+                    producer.delete_data_file(gone)
+                for added in change.added:
+                    producer.append_data_file(added)
+            if change.properties:
+                transaction.set_properties(dict(change.properties))
+            return transaction
+
+    def _has_moved(self, table: Table, error: DestinationError) -> bool:
+        """True when a file was missed because the snapshot that was read has been expired by somebody since."""
+        missed = isinstance(error.__cause__, FileNotFoundError)
+        return missed and self._tables.get(self._name).metadata_location != table.metadata_location
+
+    def _try(self, transaction: Transaction) -> bool:
         """True when it is committed, False when somebody else was faster."""
         self.in_doubt = True
         try:
             with explained(self._tables.shown):
                 try:
-                    _commit_once(table, change, self._unit)
+                    transaction.commit_transaction()
                 except CommitFailedException:
                     self.in_doubt = False
                     return False
@@ -110,19 +135,6 @@ class TableCommit:
 def commit(tables: CatalogTables, name: str, plan: Callable[[Table], Change | None]) -> None:
     """A commit that brings no files of its own."""
     TableCommit(tables, name).run(plan)
-
-
-def _commit_once(table: Table, change: Change, unit: str) -> None:
-    transaction = _without_history(table).transaction()
-    snapshot = transaction.update_snapshot(snapshot_properties={UNIT: unit, **change.summary})
-    with snapshot.overwrite() if change.dropped else snapshot.merge_append() as producer:
-        for gone in change.dropped:
-            producer.delete_data_file(gone)
-        for added in change.added:
-            producer.append_data_file(added)
-    if change.properties:
-        transaction.set_properties(dict(change.properties))
-    transaction.commit_transaction()
 
 
 def _without_history(table: Table) -> Table:

@@ -23,10 +23,13 @@ from amp.loaders.iceberg_rows import Working
 from amp.loaders.iceberg_streams import BeforeImage, StreamRecord, read_records
 from amp.loaders.iceberg_upsert import Replacement, Stage, replace_rows, restore, write_image
 from amp.loaders.points import reached
+from amp.loaders.types import LoadMode
 from amp.loaders.unit import StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
-__all__ = ['Incoming', 'PlainUnit', 'StreamUnit']
+__all__ = ['REPLACING', 'Incoming', 'PlainUnit', 'StreamUnit', 'current']
+
+REPLACING = frozenset({LoadMode.UPSERT, LoadMode.MERGE})
 
 
 class Incoming:
@@ -129,10 +132,10 @@ class _Unit:
 class PlainUnit:
     """A plain load: all of its rows in one commit, or none."""
 
-    def __init__(self, tables: CatalogTables, name: str, keys: Sequence[str]) -> None:
+    def __init__(self, tables: CatalogTables, name: str, keys: Sequence[str], *, clears: bool = False) -> None:
         self._tables = tables
         self._unit = _Unit(tables, name, tuple(keys))
-        self.clears = False
+        self._clears = clears
 
     def write(self, batch: pa.RecordBatch, landings: Sequence[Landing]) -> int:
         """Take rows; how many."""
@@ -140,7 +143,7 @@ class PlainUnit:
             return self._unit.take(batch, landings)
 
     def commit(self) -> None:
-        """Make them visible; with `clears`, in place of all that was there."""
+        """Make them visible; where it `clears`, in place of all that was there."""
         with explained(self._tables.shown):
             self._unit.finish()
         self._unit.commit.run(self._plan)
@@ -153,7 +156,7 @@ class PlainUnit:
     def _plan(self, table: Table) -> Change | None:
         with explained(self._tables.shown):
             working, files = self._unit.plan(table), self._unit.finish()
-            if self.clears:
+            if self._clears:
                 working.clear()
             elif self._unit.incoming is not None and self._unit.incoming.replacement is not None:
                 replace_rows(working, self._unit.incoming.replacement)
@@ -182,7 +185,7 @@ class StreamUnit:
         self._committed = committed
         self._landings = landings
         self._undo = undo
-        self._unit = _Unit(tables, job.key.table, job.key_columns)
+        self._unit = _Unit(tables, job.key.table, job.key_columns if job.mode in REPLACING else ())
 
     def write(self, batch: pa.RecordBatch) -> int:
         """Take stamped rows; nothing of them is in the table yet."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,7 +47,7 @@ def stream_query(
     key_columns: tuple[str, ...] = (),
     settings: StreamSettings | None = None,
     **options: Any,
-) -> Iterator[LoadResult]:
+) -> Generator[LoadResult, None, None]:
     """Follow a query into a table: one result for each commit and each reorg, for ever.
 
     Options that are settings of the stream (`retention`, `commit_rows`, ...) go there; any other must be the loader's.
@@ -65,7 +65,7 @@ def stream_query(
     return _closing(loader, engine)
 
 
-def _closing(loader: DataLoader[Any], engine: StreamEngine) -> Iterator[LoadResult]:
+def _closing(loader: DataLoader[Any], engine: StreamEngine) -> Generator[LoadResult, None, None]:
     with loader:
         yield from engine.run()
 

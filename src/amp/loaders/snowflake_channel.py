@@ -28,7 +28,7 @@ from amp.loaders.snowflake_types import joined, json_objects, landings, name_in,
 from amp.loaders.sql import quote
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
-from amp.streaming.ledger import StreamKey, StreamState, Undo
+from amp.streaming.ledger import MAX_COUNTER, IdRun, StreamKey, StreamState, Undo
 
 if TYPE_CHECKING:
     from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
@@ -87,12 +87,15 @@ class _Waiting:
         self._table = table
         self._channel = channel
         self._unit = unit
+        self._first: int | None = None
 
     @property
     def rows_undone(self) -> int:
         return int(self._unit.rows_undone)
 
     def write(self, batch: pa.RecordBatch) -> int:
+        if self._first is None and batch.num_rows:
+            self._first = int(_first_id(batch))
         return int(self._unit.write(batch))
 
     def commit(self, state: StreamState) -> None:
@@ -109,7 +112,10 @@ class _Waiting:
         try:
             self._channel.wait()
             with self._loader.explained(self._table):
-                self._unit.rollback()
+                if self._first is not None:
+                    # Ids rise, and this unit is the newest: whatever is above its first row is its own.
+                    newest = self._first | MAX_COUNTER
+                    self._loader._delete_runs(self._table, [IdRun(self._first, newest)])
         except DestinationError:
             self._channel.broken = True
 
@@ -148,8 +154,7 @@ class Channel:
         """Send rows; their number. They are durable when `wait` returns."""
         landed = landings(batch.schema)
         wire = wire_of(batch, landed)
-        first = batch.column(TX_ID)[0:1].cast(pa.string()) if TX_ID in batch.schema.names and batch.num_rows else None
-        tx_id = joined(first, '').decode() if first is not None else '0'
+        tx_id = _first_id(batch) if TX_ID in batch.schema.names and batch.num_rows else '0'
         rows = max(1, min(_LINES_ROWS, wire.num_rows * _LINES_BYTES // max(4 * wire.nbytes, 1)))
         for at in range(0, wire.num_rows, rows):
             self._append(joined(json_objects(wire.slice(at, rows)), '\n'), tx_id)
@@ -197,6 +202,11 @@ class Channel:
             access = self._access = _access(self._config)
         answer = _request(self._config, method, access.url + path, body, kind, access.token)
         return dict(json.loads(answer)) if answer.strip() else {}
+
+
+def _first_id(batch: pa.RecordBatch) -> str:
+    """The id of the rows of a batch, which is one."""
+    return joined(batch.column(TX_ID)[0:1].cast(pa.string()), '').decode()
 
 
 _KINDS = ('databases', 'schemas', 'pipes')

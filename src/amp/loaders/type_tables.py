@@ -270,7 +270,35 @@ _DELTALAKE = TypeTable(
     },
 )
 
+_REDIS = TypeTable(
+    'Redis',
+    {
+        **_same(
+            'number as text',
+            (
+                *('int8', 'int16', 'int32', 'int64', 'uint8', 'uint16', 'uint32', 'uint64'),
+                *('float16', 'float32', 'float64', 'decimal', 'decimal256'),
+            ),
+        ),
+        **_same(
+            "whole number of the column's unit",
+            (
+                *('date', 'time', 'time[ns]', 'timestamp', 'timestamp[ns]', 'timestamp with zone'),
+                *('timestamp[ns] with zone', 'duration', 'duration[ns]'),
+            ),
+        ),
+        'bool': Rule('true or false'),
+        'null': Rule('nothing'),
+        'text': Rule('text', pa.string()),
+        'text as decimal': Rule('number as text', pa.decimal256(76, 0), note='up to 76 digits'),
+        'bytes': Rule('bytes', pa.binary(), note='0x and hex digits where a row is JSON'),
+        'fixed bytes': Rule('bytes', note='0x and hex digits where a row is JSON'),
+        'nested': Rule('text', pa.string(), json_text, note='as JSON'),
+    },
+)
+
 TABLES: dict[str, TypeTable] = {
+    'redis': _REDIS,
     'lmdb': _LMDB,
     'clickhouse': _CLICKHOUSE,
     'duckdb': _DUCKDB,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from amp.errors import ConfigError, DestinationError
+from amp.errors import AmpError, ConfigError, DestinationError
 from amp.streaming.error_kinds import ErrorClassifier, ErrorKind
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     'ExponentialBackoff',
     'ResilienceConfig',
     'RetryConfig',
+    'patiently',
 ]
 
 T = TypeVar('T')
@@ -166,6 +167,19 @@ class ExponentialBackoff:
         """Begin anew: there was progress."""
         self.attempt = 0
         self._started = None
+
+
+def patiently(act: Callable[[], T], config: RetryConfig, sleep: Callable[[float], object] = time.sleep) -> T:
+    """What `act` returns, asked again after errors of ours that are `retryable`. Only for acts that change nothing."""
+    backoff = ExponentialBackoff(config)
+    while True:
+        try:
+            return act()
+        except AmpError as error:
+            delay = backoff.next_delay() if error.retryable else None
+            if delay is None:
+                raise
+            sleep(delay)
 
 
 class AdaptiveRateLimiter:

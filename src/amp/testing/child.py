@@ -131,7 +131,7 @@ def _stream(loader: DataLoader[Any], job: Mapping[str, Any]) -> None:
     with FlightTransport(job['source']) as transport:
         query = _Query(transport, job['sql'], max_bytes)
         # Closed here and now, so that an interrupt rolls back before the process says goodbye.
-        with contextlib.closing(stream_query(loader, query, job['table'], name=job['stream'], **options)) as results:  # type: ignore[arg-type,type-var]
+        with contextlib.closing(stream_query(loader, query, job['table'], name=job['stream'], **options)) as results:  # type: ignore[arg-type]
             for result in results:
                 _tell_result(result)
 

@@ -8,34 +8,26 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, TableAlreadyExistsError
+from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 
-from amp.errors import AmpError, ConfigError, DestinationError, LoadError, SchemaError
-from amp.loaders.arrow_types import Landing, type_table, wire_schema
+from amp.errors import AmpError, ConfigError, DestinationError, LoadError
+from amp.loaders.arrow_types import Landing, wire_schema
 from amp.loaders.base import DataLoader
 from amp.loaders.iceberg_catalog import CatalogTables, config_from_iceberg_url, explained, is_transient_failure
-from amp.loaders.iceberg_commit import NO_RETRIES, Change, commit
+from amp.loaders.iceberg_commit import Change, commit
 from amp.loaders.iceberg_files import arrow_schema, top_columns
 from amp.loaders.iceberg_maintenance import Upkeep, compact, expire_snapshots, remove_orphans
 from amp.loaders.iceberg_scan import scan_batches
+from amp.loaders.iceberg_schema import add_columns, landings, make_table, missing_columns, partition_field
 from amp.loaders.iceberg_streams import StreamRecord, newborn, read_records
-from amp.loaders.iceberg_unit import PlainUnit, StreamUnit, current
-from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
+from amp.loaders.iceberg_unit import REPLACING, PlainUnit, StreamUnit, current
+from amp.loaders.stamps import STAMP_COLUMNS
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
 __all__ = ['IcebergLoader', 'IcebergStorageConfig']
-
-_TABLE_PROPERTIES = {
-    # One small manifest a commit is too many to read after a while.
-    'commit.manifest-merge.enabled': 'true',
-    'write.metadata.delete-after-commit.enabled': 'true',
-    'write.metadata.previous-versions-max': '20',
-    f'write.metadata.metrics.column.{TX_ID}': 'full',
-}
-_MOST_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -142,77 +134,51 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
         if table is None and self._make(table_name, wire, unborn):
             return
         self._be_born(table_name)
-        missing = [f for f in wire if f.name in STAMP_COLUMNS and f.name in self._missing(wire, table_name)]
-        if missing:
-            self._add(missing, table_name)
+        # The table may be older than its first stream.
+        add_columns(self.tables, table_name, [f for f in wire if f.name in STAMP_COLUMNS])
 
     def _make(self, table_name: str, wire: pa.Schema, unborn: Mapping[StreamKey, Claim]) -> bool:
         """Make the table, with the streams that were opened before it was there; False when it is there by now."""
         records: dict[str, StreamRecord] = {}
         for key, claim in unborn.items():
             records[key.name] = newborn(key.name, claim, records).taken_by(claim)
-        properties = {**_TABLE_PROPERTIES, **self.config.default_table_properties, **NO_RETRIES}
-        for record in records.values():
-            properties.update(record.to_property())
-        identifier = (*self.tables.namespace, table_name)
-        with explained(self.tables.shown):
-            try:
-                transaction = self.tables.catalog.create_table_transaction(
-                    identifier, wire, location=self.tables.location(table_name), properties=properties
-                )
-                with transaction, transaction.update_spec() as spec:
-                    for given in self.config.partition_spec:
-                        column, transform = partition_field(given)
-                        _has_column(wire, column)
-                        spec.add_field(column, transform)
-            except (TableAlreadyExistsError, CommitFailedException):
-                return False
+        documents = {key: text for record in records.values() for key, text in record.to_property().items()}
+        config = self.config
+        made = make_table(
+            self.tables, table_name, wire, config.partition_spec, config.default_table_properties, documents
+        )
+        if not made:
+            return False
         for key in unborn:
             self._held[key] = records[key.name]
             del self._unborn[key]
         return True
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
-        missing = self._missing(schema, table_name)
+        missing = missing_columns(self.tables, table_name, schema.names)
         return [f for f in schema if f.name in missing]
 
-    def _missing(self, schema: pa.Schema, table_name: str) -> set[str]:
-        return set(schema.names) - set(top_columns(self.tables.get(table_name)))
-
     def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
-        self._add(list(wire_schema(self._landings(pa.schema(fields)))), table_name)
-
-    def _add(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
-        for _ in range(_MOST_TRIES):
-            missing = self._missing(pa.schema(fields), table_name)
-            if not missing:
-                return
-            table = self.tables.get(table_name)
-            try:
-                with explained(self.tables.shown), table.update_schema() as update:
-                    update.union_by_name(pa.schema([f for f in fields if f.name in missing]))
-            except CommitFailedException:
-                continue
-        raise LoadError(f'the columns of {table_name!r} are changed by too many at once', hint='try again')
+        add_columns(self.tables, table_name, list(wire_schema(self._landings(pa.schema(fields)))))
 
     def _clear_table(self, table_name: str) -> None:
-        self._clears.add(table_name)
-        if not self._in_transaction:
-            with self._transaction():
-                self._plain = self._plain_unit(table_name, ())
-
-    def _plain_unit(self, table_name: str, keys: Sequence[str]) -> PlainUnit:
-        unit = PlainUnit(self.tables, table_name, keys)
-        unit.clears = table_name in self._clears
-        return unit
+        if self._in_transaction:
+            # With the rows that come in their place, in one commit.
+            self._clears.add(table_name)
+        else:
+            PlainUnit(self.tables, table_name, (), clears=True).commit()
 
     def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
         return self._load_reader_impl(pa.RecordBatchReader.from_batches(batch.schema, [batch]), table_name, **kwargs)
 
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
-        landings = self._landings(reader.schema)
-        self._plain = unit = self._plain_unit(table_name, kwargs.get('key_columns') or ())
-        return sum(unit.write(batch, landings) for batch in reader)
+        if not self._in_transaction:
+            with self._transaction():
+                return self._load_reader_impl(reader, table_name, **kwargs)
+        ways = self._landings(reader.schema)
+        keys = kwargs.get('key_columns', ()) if kwargs.get('mode') in REPLACING else ()
+        self._plain = unit = PlainUnit(self.tables, table_name, keys, clears=table_name in self._clears)
+        return sum(unit.write(batch, ways) for batch in reader)
 
     def _landings(self, schema: pa.Schema) -> list[Landing]:
         if self._landed is None or not self._landed[0].equals(schema, check_metadata=True):
@@ -379,48 +345,6 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
     def remove_orphans(self, table_name: str, older_than_hours: float = 72.0) -> int:
         """Delete files below the table that nothing names and that are older than that; how many."""
         return remove_orphans(self.tables, table_name, older_than_hours)
-
-
-def landings(schema: pa.Schema) -> list[Landing]:
-    """How each column lands. Raises SchemaError, by column and type, for what Iceberg cannot hold exactly."""
-    names = schema.names
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None or '' in names:
-        raise SchemaError(f'two columns are named {twice!r}' if twice is not None else 'a column has no name')
-    found = []
-    for f in schema:
-        try:
-            found.append(type_table('iceberg').landing(f))
-        except SchemaError as error:
-            if error.context.get('column') is not None:
-                raise
-            raise SchemaError(
-                f'column {f.name!r} of type {f.type}: {error.message}',
-                hint=f"land it as text with column_types={{{f.name!r}: 'text'}}, or cast in the query",
-                column=f.name,
-            ) from error
-        if pa.types.is_struct(f.type) and f.type.num_fields == 0:
-            raise SchemaError(f'Iceberg has no type for column {f.name!r} of type {f.type}', column=f.name)
-    return found
-
-
-def partition_field(given: str | Mapping[str, Any]) -> tuple[str, str]:
-    """Column and transform of a partition, as pyiceberg writes transforms: `day`, `bucket[16]`. Raises ConfigError."""
-    if isinstance(given, Mapping):
-        unknown = set(given) - {'column', 'transform'}
-        if unknown or 'column' not in given:
-            raise ConfigError(f'a partition has a column and a transform, not {dict(given)!r}')
-        return str(given['column']), str(given.get('transform', 'identity'))
-    text = str(given)
-    if text.endswith(')') and '(' in text:
-        transform, _, column = text[:-1].partition('(')
-        return column, transform
-    return text, 'identity'
-
-
-def _has_column(wire: pa.Schema, column: str) -> None:
-    if column not in wire.names:
-        raise ConfigError(f'partition_spec names the column {column!r}', hint=f'columns: {", ".join(wire.names)}')
 
 
 def _user_columns(table: Table) -> list[str]:
