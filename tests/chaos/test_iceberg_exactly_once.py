@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
-from amp.testing.conformance import Destination
+from amp.testing.conformance import Conformance, Destination, Trial
 from amp.testing.suite import ExactlyOnceTests
+
+
+def slow(test):
+    """The same proof, in the full matrix only: a process that opens a catalog takes a second of work to start."""
+
+    @functools.wraps(test)
+    def run(*arguments, **options):
+        return test(*arguments, **options)
+
+    return pytest.mark.slow(run)
 
 
 @pytest.mark.iceberg
@@ -18,7 +30,29 @@ class TestIceberg(ExactlyOnceTests):
         'commit.after',
     }
 
+    test_a_few_crashes = slow(ExactlyOnceTests.test_a_few_crashes)
+    test_kills_at_random_moments = slow(ExactlyOnceTests.test_kills_at_random_moments)
+
     def make_destination(self, tmp_path):
-        # Compaction and expiry come often, so that they are killed as well.
-        config = {'warehouse': str(tmp_path / 'lake'), 'compact_every': 2, 'expire_every': 3, 'keep_minutes': 0}
+        # Files are merged and snapshots expire often, so that they do in the middle of everything else.
+        config = {
+            'warehouse': str(tmp_path / 'lake'),
+            'compact_every': 9,
+            'expire_every': 7,
+            'keep_snapshots': 4,
+            'keep_minutes': 0,
+        }
         return Destination('iceberg', config)
+
+    def test_a_crash_while_looking_after_the_table(self, kit: Conformance):
+        """Merging and expiring are commits like any other: killed in the middle, they have happened or they have not."""
+
+        def play(trial: Trial) -> None:
+            trial.arm()
+            trial.finish()
+
+        points = ['expire.committed', 'compact.written']
+        options = {'commit_rows': 1, 'retention': 4}
+        orders = [{'point': point, 'nth': 1} for point in points]
+        trial = kit.trial(play, options=options, orders=orders, blocks=48, logs_per_block=2, cap=1)
+        assert trial.kills == points

@@ -32,14 +32,17 @@ from pyiceberg.exceptions import (
 from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
-from amp.errors import AmpError, ConfigError, DestinationError, redact
+from amp.errors import AmpError, ConfigError, DestinationError, MissingExtraError, redact
 
 try:
     from sqlalchemy import URL
     from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 except ImportError:  # pyiceberg without a SQL catalog
-    URL = None  # type: ignore[assignment,misc]
-    DBAPIError = SQLAlchemyError = CommitStateUnknownException  # type: ignore[assignment,misc]
+
+    class SQLAlchemyError(Exception):  # type: ignore[no-redef]
+        """Never raised: there is nothing to raise it."""
+
+    URL, DBAPIError = None, SQLAlchemyError  # type: ignore[assignment,misc]
 
 __all__ = ['LOCK_SECONDS', 'CatalogTables', 'config_from_iceberg_url', 'explained', 'is_transient_failure']
 
@@ -161,6 +164,8 @@ def _open(warehouse: str, given: Mapping[str, Any]) -> Catalog:
             'an Iceberg destination needs a warehouse on disk, or a catalog',
             hint="for example iceberg:///warehouse, or catalog_config={'type': 'rest', 'uri': 'https://...'}",
         )
+    if URL is None:
+        raise MissingExtraError('iceberg', 'sqlalchemy')
     folder = Path(warehouse.removeprefix('file://')).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     query = {'timeout': str(properties.pop('lock_seconds', LOCK_SECONDS))}

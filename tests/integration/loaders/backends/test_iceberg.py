@@ -17,12 +17,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis.strategies import booleans, dictionaries, integers, lists
+from hypothesis.strategies import data as hypothesis_data
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.expressions import AlwaysTrue
 
+from amp import Client
+from amp.devserver import LocalAmp
 from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
 from amp.loaders import points
 from amp.loaders.implementations.iceberg_loader import IcebergLoader
@@ -30,12 +35,15 @@ from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.stream import StreamEngine, StreamSettings
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamJob
+from amp.loaders.verify import verify
 from amp.streaming import ResponseBatch
 from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey
+from amp.streaming.parallel import ParallelConfig
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
+from tests.support.following import SQL, expected, stored, until_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.iceberg]
 
@@ -801,3 +809,82 @@ def test_the_examples_of_the_page_run(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert 'row_count' in done.stdout
+
+
+def test_history_in_parallel_then_the_stream_and_the_proof(tmp_path):
+    """Three lanes race to make the table; then the stream follows, through a reorg, and verify finds nothing."""
+    destination = f'iceberg:///{tmp_path}/lake'
+    with LocalAmp.simulate(seed=5, blocks=300, logs_per_block=(0, 4), microbatch_max_blocks=50) as amp:
+        lanes = ParallelConfig(3, 'eth_rpc.logs', max_block=120, partition_size=30)
+        with Client(amp.url) as client:
+            assert client.sql(SQL).load(destination, 'logs', parallel_config=lanes).success
+        until_head(amp, destination)
+        amp.reorg(6, extend=2)
+        until_head(amp, destination)
+        with IcebergLoader({'url': destination}) as lake:
+            assert [f for report in verify(lake, source=Client(amp.url)) for f in report.findings] == []
+            assert {info.key.name for info in lake.list_streams()} >= {'logs'}
+            lake.compact('logs')
+        back = [(int(number), *rest) for number, *rest in stored(destination)]
+        assert back == [(int(number), *rest) for number, *rest in expected(amp)]
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(data=hypothesis_data())
+def test_upserts_and_reorgs_come_to_what_a_dictionary_says(tmp_path_factory, data):
+    """Any chain of units, each of any microbatches, and any reorgs between them."""
+    folder = tmp_path_factory.mktemp('model')
+    history: list[dict[int, int]] = []
+    with IcebergLoader({'warehouse': str(folder), 'compact_every': 3}) as lake:
+        for step in range(data.draw(integers(2, 4))):
+            if history and data.draw(booleans()):
+                depth = data.draw(integers(1, min(3, len(history))))
+                del history[-depth:]
+                stream(lake, ResponseBatch.reorg_batch([eth(len(history), 99, '0xd')]), **UPSERT)
+            else:
+                units = data.draw(
+                    lists(dictionaries(integers(0, 4), integers(0, 99), min_size=1), min_size=1, max_size=3)
+                )
+                responses = []
+                for rows_of in units:
+                    number = len(history)
+                    keys, values = list(rows_of), list(rows_of.values())
+                    responses.append(keyed(eth(number, number, f'0x{step}{number}'), k=keys, v=values))
+                    history.append(rows_of)
+                job = StreamJob(StreamKey('t', 't'), LoadMode.UPSERT, ('k',))
+                source = iter(responses)
+                list(StreamEngine(lake, job, lambda _, s=source: Backlog(s), StreamSettings(strict=False)).run())
+            model: dict[int, int] = {}
+            for unit in history:
+                model.update(unit)
+            if lake.table_exists('t'):
+                assert rows(lake) == sorted(model.items())
+            else:
+                assert model == {}
+
+
+UPSERT = {'mode': 'upsert', 'key_columns': ['k']}
+
+
+def test_files_that_others_wrote_are_read_replaced_and_left_in_place(lake, tmp_path):
+    stream(lake, response(eth(0, 9, '0xa'), 1, 9))
+    table = lake.tables.get('t')
+    table.append(pa.table({'block_num': pa.array([500], pa.int64()), 'tx_hash': ['pyiceberg']}))
+    foreign = tmp_path / 'lake' / 'foreign.parquet'
+    pq.write_table(pa.table({'block_num': pa.array([600], pa.int64()), 'tx_hash': ['no field ids']}), foreign)
+    lake.tables.get('t').add_files([f'file://{foreign}'])
+    assert numbers(lake) == [1, 9, 500, 600]
+    loaded(
+        lake,
+        pa.table({'block_num': pa.array([500, 9], pa.int64()), 'tx_hash': ['new', 'new']}),
+        mode='upsert',
+        key_columns=['block_num'],
+    )
+    assert str(foreign) in {path.removeprefix('file://') for path in files(lake)}
+    stream(lake, response(eth(10, 19, '0xb', '0xa'), 11), ResponseBatch.reorg_batch([eth(10, 19, '0xc')]))
+    assert [(n, text) for n, text in rows(lake) if n in {500, 600, 9}] == [
+        (9, 'new'),
+        (500, 'new'),
+        (600, 'no field ids'),
+    ]
+    assert len(numbers(lake)) == 4
