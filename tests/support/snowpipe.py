@@ -51,7 +51,7 @@ class _Channel:
 
 
 class Snowpipe:
-    """The server. `url` is where it listens; `answer_with` makes the next calls fail with these HTTP codes."""
+    """The server. `url` is where it listens; `answer_with` makes the next appends fail with these HTTP codes."""
 
     def __init__(self, loader: SnowflakeLoader) -> None:
         self._loader = loader
@@ -112,8 +112,6 @@ class Snowpipe:
         if authorization != 'Bearer scoped':
             return 401, {'message': 'no scoped token'}
         with self._lock:
-            if self.answer_with:
-                return self.answer_with.pop(0), {'message': 'as the test wants it'}
             if (asked := _STATUS.fullmatch(parts.path)) is not None:
                 return 200, {
                     'channel_statuses': self._statuses(
@@ -133,6 +131,8 @@ class Snowpipe:
     def _append(self, channel: _Channel, query: dict[str, list[str]], body: bytes) -> tuple[int, Any]:
         if query['continuationToken'] != [channel.continuation]:
             return 400, {'code': 'STALE_CONTINUATION_TOKEN_SEQUENCER', 'message': 'another client has the channel'}
+        if self.answer_with:
+            return self.answer_with.pop(0), {'message': 'as the test wants it'}
         [token] = query['offsetToken']
         channel.count += 1
         channel.waiting.append((token, body))

@@ -148,7 +148,7 @@ class Channel:
         self.broken = False
         self._count = 0
         opened = self._call('PUT', f'/v2/streaming/{self._path}/channels/{encoded(name, safe="")}', b'{}')
-        self._continuation = str(opened['next_continuation_token'])
+        self._continuation = _next(opened)
 
     def append(self, batch: pa.RecordBatch) -> int:
         """Send rows; their number. They are durable when `wait` returns."""
@@ -186,7 +186,7 @@ class Channel:
         self.broken = True
         answer = self._call('POST', path, lines, 'application/x-ndjson')
         self.broken = False
-        self._continuation = str(answer['next_continuation_token'])
+        self._continuation = _next(answer)
         self._sent = token
         reached('channel.appended')
 
@@ -202,6 +202,13 @@ class Channel:
             access = self._access = _access(self._config)
         answer = _request(self._config, method, access.url + path, body, kind, access.token)
         return dict(json.loads(answer)) if answer.strip() else {}
+
+
+def _next(answer: dict[str, Any]) -> str:
+    """The token that the next request must show."""
+    if 'next_continuation_token' not in answer:
+        raise _failed('Snowpipe answered without a continuation token')
+    return str(answer['next_continuation_token'])
 
 
 def _first_id(batch: pa.RecordBatch) -> str:

@@ -115,8 +115,11 @@ class Streams:
         )
         return (int(rows[0][0]), str(rows[0][1]), str(rows[0][2])) if rows else None
 
-    def take(self, session: Speaks, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
-        """Raise the epoch and read what is committed, in a transaction that is open. Raises StaleEpochError."""
+    def take(self, session: Speaks, key: StreamKey, claim: Claim, after: int | None) -> tuple[StreamState, str]:
+        """Raise the epoch and read what is committed, and when, in a transaction that is open.
+
+        Raises StaleEpochError.
+        """
         values: list[Any] = [claim.owner, claim.taken_at, claim.query, key.table, key.name]
         still_ours = ''
         if after is not None:
@@ -130,24 +133,26 @@ class Streams:
         )
         if taken != 1:
             raise self.stale(session, key, after or 0)
-        [(number, epoch, document)] = session.run(
-            f'SELECT number, epoch, document FROM {TABLE} WHERE table_name = ? AND stream = ?', (key.table, key.name)
+        [(number, epoch, document, committed_at)] = session.run(
+            f'SELECT number, epoch, document, committed_at FROM {TABLE} WHERE table_name = ? AND stream = ?',
+            (key.table, key.name),
         )
-        return StreamState.from_json(int(number), int(epoch), document)
+        return StreamState.from_json(int(number), int(epoch), document), committed_at or ''
 
-    def save(self, session: Speaks, key: StreamKey, state: StreamState, transaction: str) -> bool:
-        """Record `state`, as the last statement of a transaction; False when nothing was: then roll back.
+    def save(self, session: Speaks, key: StreamKey, state: StreamState, transaction: str, before: str) -> str | None:
+        """Record `state`, as the last statement of a transaction; when it was. None when nothing was: then roll back.
 
-        The condition on the transaction holds unless it was ended from outside: then this statement would commit
-        alone, without the rows that went before it.
+        Two conditions hold unless a transaction was ended from outside. It must be the one that was begun, or this
+        statement would commit without the rows that went before it; and what is recorded must be of the time `before`,
+        or the commit before this one never was.
         """
-        now = datetime.now(UTC).isoformat(timespec='milliseconds')
+        now = datetime.now(UTC).isoformat(timespec='microseconds')
         saved = session.count(
             f'UPDATE {TABLE} SET document = ?, committed_at = ? WHERE table_name = ? AND stream = ? AND epoch = ? '
-            'AND TO_VARCHAR(CURRENT_TRANSACTION()) = ?',
-            (state.to_json(), now, key.table, key.name, state.epoch, transaction),
+            "AND TO_VARCHAR(CURRENT_TRANSACTION()) = ? AND COALESCE(committed_at, '') = ?",
+            (state.to_json(), now, key.table, key.name, state.epoch, transaction, before),
         )
-        return saved == 1
+        return now if saved == 1 else None
 
     def stale(self, session: Speaks, key: StreamKey, own: int) -> StaleEpochError:
         """The error that names the winner."""
@@ -268,10 +273,15 @@ class SnowflakeStreamStateStore(DestinationStateStore):
         )
         return changed == 1
 
+    def _history(self, table: str, stream: str | None) -> tuple[BlockRange, ...]:
+        found = super()._history(table, stream)
+        marked = self._marked(table, stream) if not found else None
+        return marked.history() if marked is not None else found
+
     def _state(self, table: str, stream: str | None) -> StreamState | None:
-        found = super()._state(table, stream)
-        if found is not None:
-            return found
+        return super()._state(table, stream) or self._marked(table, stream)
+
+    def _marked(self, table: str, stream: str | None) -> StreamState | None:
         kept_by, document = self._row(self._ready(), StreamKey(table, stream or table))
         return _parsed(document) if kept_by == MARKS else None
 

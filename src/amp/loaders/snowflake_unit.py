@@ -143,6 +143,7 @@ class SnowflakeUnit:
         self._state = state
         self._undo = undo
         self._images: str | None = None
+        self._saved: str | None = None
         self.rows_undone = 0
         if job.key_columns and loader.config.preserve_reorg_history:
             raise ConfigError(
@@ -174,6 +175,7 @@ class SnowflakeUnit:
                 last=lambda session, transaction: self._save(session, state, transaction),
                 images=self._images,
             )
+        self._loader.saved[self._job.key] = self._saved or ''
 
     def rollback(self) -> None:
         """Forget it all."""
@@ -201,11 +203,13 @@ class SnowflakeUnit:
             first, kept = state.interval.first, state.window_first_id()
             replaced = quote(REPLACED_BY)
             session.run(f'DELETE FROM {self._images} WHERE {replaced} >= {first} AND {replaced} < {kept}')
-        if not Streams().save(session, self._job.key, state, transaction):
+        key = self._job.key
+        self._saved = Streams().save(session, key, state, transaction, self._loader.saved.get(key, ''))
+        if self._saved is None:
             session.rollback()
-            found = Streams().stale(session, self._job.key, state.epoch)
+            found = Streams().stale(session, key, state.epoch)
             if found.context.get('epoch') == state.epoch:
-                raise ended_from_outside(self._loader, self._job.key.table)
+                raise ended_from_outside(self._loader, key.table)
             raise found
 
     @contextmanager

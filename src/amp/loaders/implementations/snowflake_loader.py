@@ -65,6 +65,8 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
         self._stage_is_there = False
         self._streams_are_there = False
         self._channels: dict[str, Channel] = {}
+        # When the last commit of a stream was, as this loader knows.
+        self.saved: dict[StreamKey, str] = {}
         super().__init__(given, label_manager)
 
     def _get_required_config_fields(self) -> list[str]:
@@ -347,7 +349,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             with self.sessions.borrowed() as session:
                 session.run('BEGIN')
                 try:
-                    state = Streams().take(session, key, claim, after)
+                    state, self.saved[key] = Streams().take(session, key, claim, after)
                     session.run('COMMIT')
                 except BaseException:
                     session.rollback()

@@ -1,0 +1,245 @@
+"""What the Snowflake loader does without Snowflake: names, types, files, logins."""
+
+from __future__ import annotations
+
+import json
+import threading
+from decimal import Decimal
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from amp.errors import AmpError, ConfigError, DestinationError, SchemaError
+from amp.loaders.implementations.snowflake_loader import SnowflakeConnectionConfig, SnowflakeLoader
+from amp.loaders.snowflake_files import ParquetFiles, put_statement
+from amp.loaders.snowflake_state import Streams
+from amp.loaders.snowflake_types import joined, json_arrays, json_objects, landings, name_in, name_out, quoted, wire_of
+from tests.support.type_extremes import amp_columns, other_columns
+
+pytestmark = [pytest.mark.unit, pytest.mark.snowflake]
+
+LOGIN = {'account': 'acme-chain', 'user': 'loader', 'database': 'CHAIN'}
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ('name', 'stored'),
+    [
+        ('block_num', 'BLOCK_NUM'),
+        ('from', 'FROM'),
+        ('tokenId', 'tokenId'),
+        ('a b', 'a b'),
+        ('FOO', 'FOO'),
+        ('1x', '1x'),
+    ],
+)
+def test_lower_case_is_written_as_snowflake_does_and_all_else_to_the_letter(name, stored):
+    assert name_in(name) == stored
+    assert quoted(name) == f'"{stored}"'
+    assert name_out(stored) == (name if name != 'FOO' else 'foo')
+
+
+def test_names_that_would_be_one_are_refused():
+    with pytest.raises(SchemaError, match='FOO'):
+        landings(pa.schema([('foo', pa.int64()), ('FOO', pa.int64())]))
+    with pytest.raises(ConfigError, match='255'):
+        name_in('x' * 256)
+
+
+# Types
+
+
+_FINE = ('time ns', 'naive ns', 'zoned ns')
+
+
+def test_what_is_handed_over_is_exact():
+    columns = {**amp_columns(), **{n: c for n, c in other_columns().items() if n in _FINE}}
+    batch = pa.RecordBatch.from_pydict(columns)
+    wire = wire_of(batch, landings(batch.schema))
+    assert wire['UINT64'].cast(pa.uint64()) == batch['uint64']
+    assert wire['ADDRESS'].cast(pa.binary(20)) == batch['address']
+    for name in columns:
+        if name in _FINE:
+            assert wire[name_in(name)].cast(pa.int64()) == batch[name].cast(pa.int64()), name
+    assert [json.loads(text) for text in wire['BLOB_HASHES'][:2].to_pylist()] == [[], ['0x' + '05' * 32]]
+
+
+def test_numbers_of_up_to_38_digits_are_numbers_and_wider_ones_text():
+    schema = pa.schema(
+        [('narrow', pa.decimal256(38, 0)), ('wide', pa.decimal256(76, 0)), ('gas', pa.decimal128(38, 0))]
+    )
+    assert [landing.column for landing in landings(schema)] == ['NUMBER(38,0)', 'VARCHAR', 'NUMBER(38,0)']
+    for kind in (pa.decimal256(60, 4), pa.decimal128(38, 38), pa.decimal128(38, -3)):
+        with pytest.raises(SchemaError, match='odd one'):
+            landings(pa.schema([('odd one', kind)]))
+
+
+def test_a_value_too_wide_for_a_number_is_refused_with_its_column():
+    field = pa.field('value', pa.string(), metadata={b'amp:as': b'decimal'})
+    [landing] = landings(pa.schema([field]))
+    assert landing.land(pa.array(['9' * 38, None])).to_pylist() == [Decimal('9' * 38), None]
+    with pytest.raises(SchemaError, match='value'):
+        landing.land(pa.array(['1' + '0' * 38]))
+
+
+def test_rows_as_json_are_text_that_snowflake_casts_back():
+    batch = pa.record_batch({'A': [1, None], 'b': pa.array([b'\x00\xff', b'']), 'q"x': ['a"\\\n', None]})
+    assert [json.loads(t) for t in json_arrays(batch).to_pylist()] == [['1', '00ff', 'a"\\\n'], [None, '', None]]
+    assert json.loads(json_objects(batch).to_pylist()[0]) == {'A': '1', 'b': '00ff', 'q"x': 'a"\\\n'}
+    lines = joined(json_objects(batch), '\n')
+    assert [json.loads(line)['A'] for line in lines.splitlines()] == ['1', None]
+    assert joined(json_objects(batch.slice(1)), '\n') == lines.split(b'\n')[1] + b'\n'
+    assert joined(pa.array([], pa.string()), ',') == b''
+
+
+# Files
+
+
+def test_files_are_closed_at_their_size_and_uploaded_while_the_next_is_written():
+    batch = pa.record_batch(
+        {'n': pa.array(range(200_000)), 'text': [f'{i * 2654435761 % 2**64:x}' for i in range(200_000)]}
+    )
+    seen: list[tuple[str, int]] = []
+    written_on = threading.Event()
+
+    def upload(path: Path) -> None:
+        if path.name == 'part-00001.parquet':
+            # It can only come to an end when rows go on being taken meanwhile.
+            assert written_on.wait(30)
+        seen.append((path.name, pq.read_metadata(path).num_rows))
+
+    files = ParquetFiles(batch.schema, upload, file_bytes=2 * 1024**2)
+    for _ in range(10):
+        files.push(batch)
+    written_on.set()
+    assert files.finish() == 2_000_000
+    assert sum(rows for _, rows in seen) == 2_000_000
+    assert files.files == len(seen) > 2
+    assert len({name for name, _ in seen}) == len(seen)
+
+
+def test_an_upload_that_fails_stops_the_rows_and_leaves_no_file():
+    batch = pa.record_batch({'n': pa.array(range(300_000))})
+
+    def upload(path: Path) -> None:
+        folders.append(path.parent)
+        raise DestinationError('the stage is full')
+
+    folders: list[Path] = []
+    files = ParquetFiles(batch.schema, upload, file_bytes=1)
+
+    def go_on() -> None:
+        for _ in range(50):
+            files.push(batch)
+        files.finish()
+
+    with pytest.raises(DestinationError, match='full'):
+        go_on()
+    files.discard()
+    assert not folders[0].exists()
+
+
+def test_discarded_files_are_gone():
+    batch = pa.record_batch({'n': pa.array(range(300_000))})
+    folders: list[Path] = []
+    files = ParquetFiles(batch.schema, lambda path: folders.append(path.parent), file_bytes=1)
+    for _ in range(3):
+        files.push(batch)
+    files.discard()
+    assert all(not folder.exists() for folder in folders)
+
+
+def test_a_path_is_only_a_path():
+    assert "'file:///tmp/it\\'s here/x'" in put_statement(Path("/tmp/it's here/x"), 'AMP_STAGE', '1/2')
+
+
+# Logins
+
+
+def test_a_url_names_account_database_and_schema():
+    config = SnowflakeLoader(
+        {
+            'url': 'snowflake://me:se%2Fcret@acme-chain/CHAIN/RAW?warehouse=W&role=R&pool_size=7&preserve_reorg_history=true'
+        }
+    ).config
+    assert (config.account, config.user, config.password) == ('acme-chain', 'me', 'se/cret')
+    assert (config.database, config.schema, config.warehouse, config.role) == ('CHAIN', 'RAW', 'W', 'R')
+    assert config.pool_size == 7
+    assert config.preserve_reorg_history is True
+    local = SnowflakeLoader({'url': 'snowflake://me:x@acct:8080/D?host=127.0.0.1&protocol=http'}).config
+    assert (local.account, local.host, local.port, local.schema) == ('acct', '127.0.0.1', 8080, 'PUBLIC')
+    with pytest.raises(ConfigError, match='more than a database'):
+        SnowflakeLoader({'url': 'snowflake://me:x@acct/a/b/c'})
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        ({}, 'needs a login'),
+        ({'password': 'x', 'loading_method': 'carrier pigeon'}, 'stage, insert, pandas, snowpipe_streaming'),
+        ({'password': 'x', 'pool_size': 0}, 'at least 1'),
+        ({'password': 'x', 'acount': 'typo'}, 'acount'),
+        ({'password': 'x', 'database': None}, 'database'),
+        ({'password': 'x', 'preserve_reorg_history': True, 'loading_method': 'snowpipe_streaming'}, 'transactions'),
+        ({'password': 'x', 'state': {'storage': 'memory'}}, 'inside the destination'),
+    ],
+)
+def test_configuration_is_checked_by_name(change, told):
+    with pytest.raises(ConfigError, match=told):
+        SnowflakeLoader({**LOGIN, **change})
+
+
+@pytest.fixture(scope='module')
+def pem() -> str:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    secret = serialization.BestAvailableEncryption(b'passphrase-of-the-key')
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secret).decode()
+
+
+def test_a_key_is_a_text_or_a_path_with_a_passphrase(pem, tmp_path):
+    path = tmp_path / 'key.p8'
+    path.write_text(pem)
+    found = [
+        SnowflakeConnectionConfig(**LOGIN, private_key=key, private_key_passphrase='passphrase-of-the-key').login()
+        for key in (pem, str(path))
+    ]
+    assert found[0]['private_key'] == found[1]['private_key']
+    assert serialization.load_der_private_key(found[0]['private_key'], None).key_size == 2048
+    assert 'password' not in found[0]
+
+
+def test_a_token_is_oauth():
+    assert SnowflakeConnectionConfig(**LOGIN, token='t').login()['authenticator'] == 'oauth'
+    login = SnowflakeConnectionConfig(**LOGIN, token='t', authenticator='programmatic_access_token').login()
+    assert login['authenticator'] == 'programmatic_access_token'
+
+
+def test_secrets_are_in_no_text(pem, tmp_path):
+    secret = {
+        'password': 'the-password',
+        'token': 'the-token',
+        'private_key': pem,
+        'private_key_passphrase': 'the-wrong-passphrase',
+    }
+    config = SnowflakeConnectionConfig(**LOGIN, **secret)
+    told = [repr(config), str(config)]
+    for changed in ({}, {'private_key': 'nothing here'}, {'private_key': str(tmp_path)}):
+        with pytest.raises(AmpError) as failed:
+            SnowflakeConnectionConfig(**LOGIN, **{**secret, **changed}).key_bytes()
+        told += [str(failed.value), repr(failed.value), repr(failed.value.__cause__)]
+    for text in told:
+        assert not any(value in text for value in secret.values())
+
+
+# The state table
+
+
+def test_the_file_for_administrators_makes_the_table_that_the_loader_makes():
+    text = (Path(__file__).parents[2] / 'sql' / 'snowflake_stream_state.sql').read_text()
+    assert ' '.join(Streams.create().split()) in ' '.join(text.split())
