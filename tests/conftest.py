@@ -22,6 +22,14 @@ def duckdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 
 @pytest.fixture(scope='session')
+def redis_test_config():
+    from tests.support.redis_server import redis_config
+
+    with redis_config() as config:
+        yield config
+
+
+@pytest.fixture(scope='session')
 def lmdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {'db_path': str(tmp_path_factory.mktemp('lmdb'))}
 

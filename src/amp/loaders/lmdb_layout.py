@@ -9,10 +9,11 @@ from typing import Any
 import pyarrow as pa
 
 from amp.errors import ConfigError, SchemaError
-from amp.loaders.arrow_types import kind_of, type_table
+from amp.loaders.arrow_types import type_table
 from amp.loaders.json_text import plain
 from amp.loaders.lmdb_catalog import TableRecord
 from amp.loaders.lmdb_table import kept_schema
+from amp.loaders.row_columns import fitted
 from amp.loaders.row_keys import ROW, KeySpec
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
@@ -103,31 +104,8 @@ def aligned(batch: pa.RecordBatch, record: TableRecord, layout: Layout) -> pa.Re
             column: Any = type_table('lmdb').landing(batch.schema.field(at)).land(batch.column(at))
         else:
             column = plain(batch.column(at))
-        columns.append(_fitted(column, field, landed.field(at).type))
+        columns.append(fitted(column, field, landed.field(at).type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _fitted(column: Any, field: pa.Field[Any], kind: Any) -> Any:
-    if kind.equals(field.type):
-        return column
-    if _family(kind) == _family(field.type) != 'other' or pa.types.is_null(kind):
-        try:
-            return column.cast(field.type)
-        except pa.ArrowInvalid as error:
-            raise SchemaError(f'column {field.name!r} has a value that does not fit {field.type}: {error}') from error
-    raise SchemaError(
-        f'column {field.name!r} is {field.type} in the table and {kind} in the rows',
-        hint='cast it in the query, or load into another table',
-        column=field.name,
-    )
-
-
-def _family(kind: Any) -> str:
-    """Types between which a value is either kept exactly or refused."""
-    if pa.types.is_integer(kind):
-        return 'integer'
-    name = kind_of(kind)
-    return name if name in {'text', 'bytes', 'decimal', 'decimal256'} else 'other'
 
 
 def _plain_type(field: pa.Field[Any]) -> Any:

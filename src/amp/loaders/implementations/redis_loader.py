@@ -1,0 +1,465 @@
+"""Redis: rows as hashes, JSON texts, or in one stream, set, sorted set or list a table."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.errors import ConfigError, DestinationError, redact
+from amp.loaders.arrow_types import type_table
+from amp.loaders.base import DataLoader
+from amp.loaders.redis_connect import Place, Server
+from amp.loaders.redis_resp import Commands
+from amp.loaders.redis_store import COLLECTIONS, FIRST_STREAM_ID, Store, TableRecord, is_dead
+from amp.loaders.redis_table import Table
+from amp.loaders.redis_unit import DEFAULT_PATTERN, Layout, StreamTarget, Write, drop_table, sweep_load, take_stream
+from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim, StreamInfo, StreamJob
+from amp.streaming.ledger import StreamKey, StreamState, Undo
+
+__all__ = ['RedisConfig', 'RedisLoader']
+
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+STRUCTURES = ('hash', 'string', 'stream', 'set', 'sorted_set', 'list', 'json')
+
+
+@dataclass(frozen=True)
+class RedisConfig:
+    """`data_structure` is one of hash, string, stream, set, sorted_set, list, json; `ttl` in seconds.
+
+    `key_pattern` names a row (`{table}:{tx_hash}:{log_index}`); as it is by default, `{id}` is what wrote the row:
+    `<transaction id>:<row number>`. `pipeline_size` rows are encoded and sent at once. `score_column` orders a sorted
+    set. `tls` and `cluster` are what `rediss://` and `redis+cluster://` say.
+    """
+
+    host: str
+    port: int = 6379
+    db: int = 0
+    password: str | None = field(default=None, repr=False)
+    data_structure: str = 'hash'
+    key_pattern: str = DEFAULT_PATTERN
+    ttl: int | None = None
+    pipeline_size: int = 8192
+    username: str | None = None
+    tls: bool = False
+    tls_ca: str | None = None
+    cluster: bool = False
+    score_column: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.data_structure not in STRUCTURES:
+            raise ConfigError(
+                f'data_structure={self.data_structure!r} is not known', hint=f'one of: {", ".join(STRUCTURES)}'
+            )
+        for name in ('ttl', 'pipeline_size'):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f'{name}={value!r} is not a number above zero')
+
+
+class RedisLoader(DataLoader[RedisConfig]):
+    """Loads into Redis: append, overwrite, upsert by key, exactly-once streams, `read` and `scan`."""
+
+    SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
+    SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
+    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+
+    _store: Store | None = None
+    _names_rows = False
+
+    def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
+        if 'url' in config:
+            config = {**_from_url(str(config['url'])), **{key: config[key] for key in config if key != 'url'}}
+        super().__init__(config, label_manager)
+        # A load belongs to the thread that runs it: threads may share a loader.
+        self._loads = threading.local()
+
+    def _get_required_config_fields(self) -> list[str]:
+        return ['host']
+
+    def _parse_config(self, config: dict[str, Any]) -> RedisConfig:
+        # `{table}:{id}` that somebody wrote means the column `id`.
+        self._names_rows = 'key_pattern' in config
+        return super()._parse_config(config)
+
+    @property
+    def store(self) -> Store:
+        """What is connected. Raises DestinationError when nothing is."""
+        if self._store is None:
+            raise DestinationError('Redis is not connected', hint='call connect() or use `with loader:`')
+        return self._store
+
+    @property
+    def client(self) -> Any:
+        """The client of redis-py, for a caller's own commands."""
+        return self.store.server.client
+
+    @property
+    def layout(self) -> Layout:
+        """How rows of this configuration lie."""
+        config = self.config
+        pattern = config.key_pattern if self._names_rows else None
+        return Layout(config.data_structure, pattern, config.score_column, config.pipeline_size)
+
+    def connect(self) -> None:
+        """Connect. Raises DestinationError, also when the server lacks what the structure needs."""
+        config = self.config
+        place = Place(
+            config.host,
+            config.port,
+            config.db,
+            config.username,
+            config.password,
+            config.tls,
+            config.tls_ca,
+            config.cluster,
+        )
+        server = Server(place)
+        if config.data_structure == 'json' and not server.has_command('JSON.SET'):
+            server.close()
+            raise DestinationError(
+                f"data_structure='json' needs the JSON module, which Redis at {place} does not have",
+                hint="load the module (it is part of Redis 8 and of Redis Stack), or use data_structure='string'",
+            )
+        self._store = Store(server, config.ttl)
+        self._is_connected = True
+
+    def disconnect(self) -> None:
+        """Hang up."""
+        store, self._store = self._store, None
+        self._is_connected = False
+        if store is not None:
+            store.close()
+
+    def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
+        """Raises ConfigError for a mode that the structure does not have."""
+        super().check_mode(mode, key_columns)
+        if mode in {LoadMode.UPSERT, LoadMode.MERGE} and self.config.data_structure in COLLECTIONS:
+            raise ConfigError(
+                f'rows in a Redis {self.config.data_structure} have no keys, so mode {mode.value} cannot replace them',
+                hint="use data_structure='hash'",
+            )
+
+    # Plain loads
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        load = self._loads.current = _Load(self)
+        try:
+            yield
+            load.commit()
+        except BaseException:
+            load.cancel()
+            raise
+        finally:
+            self._loads.current = None
+
+    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
+        store, layout = self.store, self.layout
+        if not table_name:
+            raise ConfigError("'' is not a name for a table")
+        self._sweep_the_dead(table_name)
+        landed = _landed(schema)
+        layout.check(schema, table_name)
+        stored = store.own('table', table_name)
+        load = getattr(self._loads, 'current', None)
+        if store.read('SET', stored, TableRecord(landed, layout.structure).to_json(), 'NX'):
+            if load is not None:
+                load.created = table_name
+            return
+        # The table may be older than its first stream.
+        stamps = [landed.field(name) for name in STAMP_COLUMNS if name in landed.names]
+        self._extend(table_name, stamps)
+
+    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
+        present = self.store.existing(table_name).schema.names
+        return [f for f in schema if f.name not in present]
+
+    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
+        self._extend(table_name, list(_landed(pa.schema(fields))))
+
+    def _extend(self, table_name: str, fields: Sequence[pa.Field[Any]]) -> None:
+        """Give a table the columns that it lacks, whoever else does the same."""
+        store = self.store
+        while True:
+            with store.wire(table_name) as wire:
+                wire.call('WATCH', store.own('table', table_name))
+                record = store.existing(table_name)
+                new = [f.with_nullable(True) for f in fields if f.name not in record.schema.names]
+                if not new:
+                    wire.call('UNWATCH')
+                    return
+                wider = replace(record, schema=pa.schema([*record.schema, *new]))
+                commands = Commands()
+                commands.call('SET', store.own('table', table_name), wider.to_json())
+                if wire.transact(commands):
+                    return
+
+    def _clear_table(self, table_name: str) -> None:
+        load = getattr(self._loads, 'current', None)
+        if load is not None:
+            load.clear = True
+            return
+        Write(self.store, table_name, self.layout, LoadMode.APPEND, (), clear=True).commit()
+
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        mode, keys = kwargs.get('mode', LoadMode.APPEND), tuple(kwargs.get('key_columns') or ())
+        rows: int = self._loads.current.write(table_name, mode, keys).add(batch)
+        return rows
+
+    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
+        rows = 0
+        for batch in reader:
+            rows += self._load_batch_impl(batch, table_name, **kwargs)
+        # Also without rows: an overwrite clears.
+        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
+        return rows + self._load_batch_impl(empty, table_name, **kwargs)
+
+    def _sweep_the_dead(self, table_name: str) -> None:
+        for load, whose in self.store.loading(table_name).items():
+            if is_dead(whose):
+                sweep_load(self.store, table_name, self.layout, load)
+
+    # Looking
+
+    def table_exists(self, table_name: str) -> bool:
+        """True when the table is there."""
+        return self.store.table(table_name) is not None
+
+    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
+        """Name, row count, columns and structure of a table; None when it is not there."""
+        record = self.store.table(table_name)
+        if record is None:
+            return None
+        return {
+            'table_name': table_name,
+            'row_count': self._table(table_name, record).count(self.store.hidden(table_name)),
+            'exists': True,
+            'columns': record.schema.names,
+            'data_structure': record.structure,
+            'key': None if record.key is None else list(record.key.columns),
+        }
+
+    def get_table_schema(self, table_name: str) -> pa.Schema | None:
+        """The Arrow schema of the user's columns; None when the table is not there."""
+        record = self.store.table(table_name)
+        return None if record is None else _user_schema(record)
+
+    def scan(self, table_name: str) -> pa.RecordBatchReader:
+        """The committed rows, the user's columns only. Redis has no snapshots: rows of later units may be among them."""
+        record = self.store.existing(table_name)
+        batches = (without_stamps(batch) for batch in self._stamped(table_name, record))
+        return pa.RecordBatchReader.from_batches(_user_schema(record), batches)
+
+    def stamped_scan(
+        self,
+        table_name: str,
+        columns: Sequence[str] | None = None,
+        where: Mapping[str, tuple[int, int]] | None = None,
+    ) -> pa.RecordBatchReader:
+        """The rows with amp's own columns; those asked for, where the named columns lie between two numbers."""
+        record = self.store.existing(table_name)
+        wanted = list(columns) if columns is not None else record.schema.names
+        schema = pa.schema([record.schema.field(name) for name in wanted])
+        batches = (_between(batch, where or {}).select(wanted) for batch in self._stamped(table_name, record))
+        return pa.RecordBatchReader.from_batches(schema, batches)
+
+    def read(self, table_name: str, key: Any) -> dict[str, Any] | None:
+        """The row with a key as a dictionary of the user's columns; None when it is not there.
+
+        `key` is the value of the key column; of several a tuple or a mapping; of numbered rows
+        `<transaction id>:<row number>`; text or bytes that begin like the pattern are the whole Redis key. Raises
+        LoadError when the table does not exist, ConfigError for a structure without keys.
+        """
+        record = self.store.existing(table_name)
+        if record.structure in COLLECTIONS:
+            raise ConfigError(f'rows in a Redis {record.structure} have no keys', hint='scan the table')
+        if record.key is None:
+            return None
+        row = self._table(table_name, record).get(
+            _key_of(self.store, table_name, record, key), self._hidden(table_name)
+        )
+        if row is None:
+            return None
+        return {name: row.column(name)[0].as_py() for name in _user_schema(record).names}
+
+    def drop_table(self, table_name: str) -> None:
+        """Take a table away with all of its rows. Streams that fed it keep their state."""
+        drop_table(self.store, table_name)
+        self._created_tables.pop(table_name, None)
+
+    def _stamped(self, table_name: str, record: TableRecord) -> Iterator[pa.RecordBatch]:
+        for batch, ids in self._table(table_name, record).scan(self._hidden(table_name)):
+            columns = [_ids(ids) if name == TX_ID else batch.column(name) for name in record.schema.names]
+            yield pa.RecordBatch.from_arrays(columns, schema=record.schema)
+
+    def _hidden(self, table_name: str) -> Any:
+        return self.store.hidden(table_name)
+
+    def _table(self, table_name: str, record: TableRecord) -> Table:
+        return Table(self.store, table_name, record, self.config.score_column)
+
+    # Streams
+
+    def list_streams(self) -> Sequence[StreamInfo]:
+        """Every stream that the server remembers."""
+        return self.store.streams()
+
+    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
+        """Take a new epoch of the stream, take away what it never finished, and read what is committed."""
+        return take_stream(self.store, self.layout, key, claim, after)
+
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _RedisUnit:
+        """Open a unit; nothing is written before it has to be."""
+        del first_id
+        return _RedisUnit(self.store, self.layout, job, state, undo)
+
+
+class _RedisUnit:
+    """One unit of a stream."""
+
+    def __init__(self, store: Store, layout: Layout, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
+        target = StreamTarget(job.key, state, undo)
+        self._write = Write(store, job.key.table, layout, job.mode, job.key_columns, target)
+
+    @property
+    def rows_undone(self) -> int:
+        """Rows that the undo took away; known once it is committed."""
+        return self._write.rows_undone
+
+    def write(self, batch: pa.RecordBatch) -> int:
+        return self._write.add(batch)
+
+    def commit(self, state: StreamState) -> None:
+        self._write.commit(state)
+
+    def rollback(self) -> None:
+        self._write.cancel()
+
+
+class _Load:
+    """A plain load: everything between the beginning and the end of its transaction."""
+
+    def __init__(self, loader: RedisLoader) -> None:
+        self._loader = loader
+        self._write: Write | None = None
+        self.clear = False
+        self.created: str | None = None
+
+    def write(self, table: str, mode: LoadMode, key_columns: tuple[str, ...]) -> Write:
+        """The unit, made with its first batch."""
+        if self._write is None:
+            loader = self._loader
+            if mode is LoadMode.OVERWRITE:
+                mode = LoadMode.APPEND
+            self._write = Write(loader.store, table, loader.layout, mode, key_columns, clear=self.clear)
+        return self._write
+
+    def commit(self) -> None:
+        if self._write is not None:
+            self._write.commit()
+
+    def cancel(self) -> None:
+        """Take back what was written, and the table if it was made for it and nobody else has used it."""
+        if self._write is not None:
+            self._write.cancel()
+        if self.created is not None and self._loader._store is not None:
+            with _quietly():
+                record = self._loader.store.table(self.created)
+                if record is not None and record.key is None:
+                    self._loader.drop_table(self.created)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The first error is the one to tell."""
+    try:
+        yield
+    except DestinationError:
+        return
+
+
+def _from_url(url: str) -> dict[str, Any]:
+    """`redis://`, `rediss://` (TLS), `redis+cluster://`, `rediss+cluster://`: user, password, host, port, `/db`."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f'{redact(url)!r} is not a URL: {error}') from error
+    scheme, _, rest = parts.scheme.partition('+')
+    if scheme not in {'redis', 'rediss', 'valkey', 'valkeys'} or rest not in {'', 'cluster'}:
+        raise ConfigError(f'{redact(url)!r} is not the URL of a Redis server', hint='redis://host:6379/0')
+    db = parts.path.strip('/')
+    if db and not db.isdigit():
+        raise ConfigError(f'{db!r} is not the number of a Redis database', hint='redis://host:6379/0')
+    config: dict[str, Any] = {
+        'host': parts.hostname or 'localhost',
+        'port': port,
+        'db': int(db) if db else None,
+        'username': unquote(parts.username) if parts.username else None,
+        'password': unquote(parts.password) if parts.password else None,
+        'tls': True if scheme.endswith('s') and scheme != 'redis' else None,
+        'cluster': True if rest == 'cluster' else None,
+    }
+    config = {key: value for key, value in config.items() if value is not None}
+    return {**config, **{key: _typed(key, value) for key, value in parse_qsl(parts.query)}}
+
+
+def _typed(key: str, value: str) -> Any:
+    try:
+        if key in {'ttl', 'pipeline_size', 'db', 'port'}:
+            return int(value)
+        if key in {'tls', 'cluster'}:
+            return {'true': True, '1': True, 'false': False, '0': False}[value.lower()]
+    except (ValueError, KeyError) as error:
+        raise ConfigError(f'{value!r} is not a value for {key}') from error
+    return value
+
+
+def _landed(schema: pa.Schema) -> pa.Schema:
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f'two columns are named {twice!r}')
+    return pa.schema([pa.field(landing.name, landing.wire) for landing in type_table('redis').landings(schema)])
+
+
+def _user_schema(record: TableRecord) -> pa.Schema:
+    return pa.schema([f.with_nullable(True) for f in record.schema if f.name not in STAMP_COLUMNS])
+
+
+def _key_of(store: Store, table: str, record: TableRecord, key: Any) -> bytes:
+    """The Redis key of what a person says."""
+    spec = record.key
+    if spec is None:
+        return b''
+    tag = store.tag(table).encode()
+    literal = (spec.parts[0][1] if spec.parts[0][0] == 'text' else '').encode()
+    whole = key.encode() if isinstance(key, str) else key if isinstance(key, bytes) else None
+    if whole is not None and literal and whole.removeprefix(tag).startswith(literal):
+        return tag + whole.removeprefix(tag)
+    if spec.is_numbered and whole is not None:
+        text = b''.join(whole if kind == 'column' else text.encode() for kind, text in spec.parts)
+        return tag + text
+    return tag + spec.key_of(key, record.schema)
+
+
+def _between(batch: pa.RecordBatch, where: Mapping[str, tuple[int, int]]) -> pa.RecordBatch:
+    for name, (low, high) in where.items():
+        column = batch.column(name)
+        batch = batch.filter(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
+    return batch
+
+
+def _ids(ids: Any) -> Any:
+    """The ids of streamed rows; those of plain loads are nobody's business."""
+    return pc.if_else(pc.greater_equal(ids, FIRST_STREAM_ID), ids, None)

@@ -1,0 +1,559 @@
+"""Writing into a Redis table: one transaction for what is small, and for more of it an intent, rows, and a last one.
+
+A transaction watches the record of its stream, so an older writer, and whoever else is quicker, makes it do nothing.
+Rows of a large unit go outside of one, hidden by the intent. They flow over a connection whose number stands in the
+intent: whoever takes the stream cuts that connection before taking the rows away, so none can arrive afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.errors import AmpError, ConfigError, DestinationError, IntegrityError, LoadError, SchemaError
+from amp.loaders.arrow_types import type_table
+from amp.loaders.points import reached
+from amp.loaders.redis_connect import Bulk, Wire
+from amp.loaders.redis_resp import Commands, variadic
+from amp.loaders.redis_store import COLLECTIONS, Piece, Store, StreamRecord, TableRecord
+from amp.loaders.redis_table import Table
+from amp.loaders.row_columns import fitted
+from amp.loaders.row_keys import KeySpec, Numbering
+from amp.loaders.sql import stale_epoch
+from amp.loaders.stamps import TX_ID
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim
+from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+
+__all__ = ['DEFAULT_PATTERN', 'Layout', 'StreamTarget', 'Write', 'drop_table', 'sweep_load', 'take_stream']
+
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+DEFAULT_PATTERN = '{table}:{id}'
+
+_SMALL = 16 << 20
+# An overwrite stays one transaction for longer: splitting it shows an empty table meanwhile.
+_SMALL_OVERWRITE = 256 << 20
+_MOST_TRIES = 200
+_PIECES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a configuration says of tables. `pattern` None: rows are named by what wrote them."""
+
+    structure: str = 'hash'
+    pattern: str | None = None
+    score: str | None = None
+    rows_at_once: int = 8192
+
+    def decide(self, record: TableRecord, table: str, mode: LoadMode, key_columns: Sequence[str]) -> TableRecord:
+        """The record with its key, for a first write or a later one. Raises ConfigError or SchemaError."""
+        upserts = mode in {LoadMode.UPSERT, LoadMode.MERGE}
+        if record.structure != self.structure:
+            raise ConfigError(
+                f'the rows of {table!r} are kept as {record.structure}, not as {self.structure}',
+                hint=f'data_structure={record.structure!r} loads into it; or overwrite the table',
+            )
+        if record.key is None:
+            record = replace(record, key=self._key(record, table, key_columns if upserts else ()))
+        key = record.key
+        if upserts and (key is None or set(key.columns) != set(key_columns)):
+            found = ', '.join(key.columns) if key is not None and key.columns else 'number'
+            raise ConfigError(
+                f'the rows of {table!r} are found by {found}, so they cannot be replaced by {", ".join(key_columns)}',
+                hint='key_columns must be the columns of the key; load by key into a table of its own',
+            )
+        return replace(record, is_upserted=True) if upserts else record
+
+    def check(self, schema: pa.Schema, table: str) -> None:
+        """Raises SchemaError when rows of these columns have no key as the pattern wants it."""
+        if self.pattern is not None and self.structure not in COLLECTIONS:
+            KeySpec.of_pattern(self.pattern, table, schema.names).check(schema)
+
+    def _key(self, record: TableRecord, table: str, key_columns: Sequence[str]) -> KeySpec:
+        names = record.kept_schema.names
+        if self.structure in COLLECTIONS:
+            return _collection_key(self.pattern, table)
+        if self.pattern is not None:
+            key = KeySpec.of_pattern(self.pattern, table, names)
+        elif key_columns:
+            key = KeySpec((('text', f'{table}:'), *KeySpec.of_columns(key_columns).parts))
+        else:
+            key = KeySpec.of_pattern(DEFAULT_PATTERN, table, ())
+        key.check(record.schema)
+        return key
+
+
+def _collection_key(pattern: str | None, table: str) -> KeySpec:
+    text = '{table}' if pattern in {None, DEFAULT_PATTERN} else str(pattern)
+    if '{' in text.replace('{table}', ''):
+        raise ConfigError(
+            f'key_pattern={pattern!r} names a column, but a collection has one key a table',
+            hint="leave it out, or write {table} and text only; data_structure='hash' has a key a row",
+        )
+    return KeySpec((('text', text.replace('{table}', table)),))
+
+
+@dataclass(frozen=True)
+class StreamTarget:
+    """The stream that a write belongs to: what is committed before it, and what it takes back."""
+
+    key: StreamKey
+    state: StreamState
+    undo: Undo | None = None
+
+
+class Write:
+    """One unit on its way into a table: `add` batches, then `commit` or `cancel`."""
+
+    def __init__(
+        self,
+        store: Store,
+        table: str,
+        layout: Layout,
+        mode: LoadMode,
+        key_columns: Sequence[str],
+        stream: StreamTarget | None = None,
+        *,
+        clear: bool = False,
+    ) -> None:
+        self._store, self._name, self._layout, self._mode = store, table, layout, mode
+        self._keys = tuple(key_columns)
+        self._stream = stream
+        self._clear = clear
+        self._undone = stream is None or stream.undo is None
+        self._pending: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._next_rows: dict[int, int] = {}
+        self._bulk: Bulk | None = None
+        self._first_id: int | None = None
+        self._tried = self._is_split = False
+        self.rows_undone = 0
+
+    def add(self, batch: pa.RecordBatch) -> int:
+        """Take rows; the number taken."""
+        rows = self._layout.rows_at_once
+        for at in range(0, batch.num_rows, rows):
+            self._pending.append(batch.slice(at, rows))
+        self._bytes += batch.nbytes
+        if self._bytes > (_SMALL_OVERWRITE if self._clear else _SMALL) and self._mode is LoadMode.APPEND:
+            self._write_hidden()
+        return batch.num_rows
+
+    def commit(self, state: StreamState | None = None) -> None:
+        """Make all of it visible at once, with the state of the stream. Raises StaleEpochError."""
+        if self._bulk is not None:
+            self._write_hidden()
+            self._finish_bulk(self._bulk)
+        self._transact(state, last=True)
+        reached('commit.after')
+
+    def cancel(self) -> None:
+        """Take away what was written already. What cannot be taken away now stays hidden, or goes with the next open."""
+        self._pending = []
+        if self._bulk is not None:
+            with suppress(AmpError):
+                _cut(self._store, self._name, [self._bulk.client_id])
+            self._bulk.close()
+        if self._first_id is None or not self._tried:
+            return
+        with suppress(AmpError):
+            if self._stream is not None:
+                if self._is_split:
+                    _sweep(self._store, self._name, self._layout, self._stream.key, self._stream.state.epoch)
+            else:
+                sweep_load(self._store, self._name, self._layout, self._first_id)
+
+    # One transaction
+
+    def _transact(self, state: StreamState | None, *, last: bool) -> None:
+        """Write what is pending; again, when somebody else was quicker."""
+        self._take_id()
+        for _ in range(_MOST_TRIES):
+            with self._store.wire(self._name) as wire:
+                commands, done = self._build(wire, state, last=last)
+                reached('commit.before')
+                self._tried = True
+                if wire.transact(commands):
+                    done()
+                    return
+        busy = DestinationError(f'others write to {self._name!r} all the time', hint='try again')
+        busy.retryable = True
+        raise busy
+
+    def _build(self, wire: Wire, state: StreamState | None, *, last: bool) -> tuple[Commands, Callable[[], None]]:
+        """The commands of a transaction, everything checked; and what to remember once it has happened."""
+        own, commands = self._store.own, Commands()
+        watched = [own('table', self._name)]
+        if self._stream is not None:
+            watched.append(own('stream', *self._stream.key))
+        if self._layout.structure == 'stream':
+            watched.append(own('seq', self._name))
+        wire.call('WATCH', *watched)
+        record = self._store.table(self._name)
+        stream = self._own_stream()
+        undone = 0
+        if record is not None:
+            undone = self._undo(wire, commands, record)
+            if self._pending or self._clear:
+                record = self._decided(commands, record)
+        elif self._pending:
+            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        numbers = dict(self._next_rows)
+        if record is not None and self._pending and self._bulk is None:
+            table = Table(self._store, self._name, record, self._layout.score)
+            self._rows(wire, commands, table, numbers, last=last)
+        reached('commit.before_state')
+        self._save(commands, stream, record, state, last=last)
+
+        def done() -> None:
+            self.rows_undone += undone
+            self._undone, self._clear = True, False
+            if self._bulk is None:
+                self._next_rows, self._pending, self._bytes = numbers, [], 0
+
+        return commands, done
+
+    def _undo(self, wire: Wire, commands: Commands, record: TableRecord) -> int:
+        undo = self._stream.undo if self._stream is not None else None
+        table, rows = Table(self._store, self._name, record, self._layout.score), 0
+        if self._clear:
+            commands.extend(table.clear()[0])
+        if undo is None or self._undone:
+            return 0
+        reached('undo.before')
+        taken, rows = table.clear() if undo.whole_table else table.undo(wire, undo.runs)
+        commands.extend(taken)
+        reached('undo.after')
+        return rows
+
+    def _decided(self, commands: Commands, record: TableRecord) -> TableRecord:
+        base = TableRecord(record.schema, self._layout.structure) if self._clear else record
+        decided = self._layout.decide(base, self._name, self._mode, self._keys)
+        if decided != record:
+            commands.call('SET', self._store.own('table', self._name), decided.to_json())
+        return decided
+
+    def _rows(self, wire: Wire, commands: Commands, table: Table, numbers: dict[int, int], *, last: bool) -> None:
+        """Rows of the pending batches, with whatever has to be looked up before."""
+        own, seq = self._store.own, 0
+        if self._layout.structure == 'stream':
+            seq = int(self._store.read('GET', own('seq', self._name)) or 0)
+        upserts = self._mode is not LoadMode.APPEND
+        batches = list(self._numbered(self._pending, numbers))
+        if upserts:
+            batches = _last_of_equals(table, batches)
+        elif not table.is_collection and not table.spec.is_numbered:
+            self._refuse_duplicates(wire, table, batches)
+        for batch, numbering in batches:
+            rows = aligned(batch, table.record)
+            if upserts:
+                self._replace(wire, commands, table, rows, numbering)
+            seq += 1
+            # What is never taken back needs no list in a collection: it is its own.
+            indexed = not table.is_collection or self._stream is not None or self._is_split or not last
+            commands.extend(table.write(rows, numbering, seq=seq, indexed=indexed))
+        if self._layout.structure == 'stream':
+            commands.call('SET', own('seq', self._name), seq)
+
+    def _refuse_duplicates(self, wire: Wire, table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]) -> None:
+        columns = [table.names(aligned(batch, table.record), numbering) for batch, numbering in batches]
+        names: Any = pa.chunked_array(columns, pa.binary()).combine_chunks() if columns else pa.array([], pa.binary())
+        if not len(names):
+            return
+        watch, ask = Commands(), Commands()
+        watch.add(variadic(('WATCH',), names))
+        ask.add(variadic(('EXISTS',), names))
+        wire.calls(watch)
+        [there] = wire.calls(ask)
+        if there:
+            found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist())
+            example = next((name.as_py() for name, at in zip(names, found, strict=True) if at is not None), b'')
+            raise _duplicates(table, int(there), f'that is already there, for example {example!r}')
+        twice = len(names) - pc.count_distinct(names).as_py()
+        if twice:
+            counted = pc.value_counts(names)
+            example = counted.field('values').filter(pc.greater(counted.field('counts'), 1))[0].as_py()
+            raise _duplicates(table, twice, f'of another row of the same load, for example {example!r}')
+
+    def _replace(
+        self, wire: Wire, commands: Commands, table: Table, rows: pa.RecordBatch, numbering: Numbering
+    ) -> None:
+        """Make room for rows: what they replace is kept aside for a stream, and its fields do not shine through."""
+        names = table.names(rows, numbering)
+        listed = names.to_numpy(zero_copy_only=False).tolist()
+        wire.call('WATCH', *listed)
+        found = table.ids_of(wire, listed)
+        self._refuse_strangers(table, {at for at in found if at is not None})
+        if self._stream is not None:
+            commands.extend(
+                table.keep_replaced(names, found, Piece(numbering.tx_id, numbering.first_row, rows.num_rows))
+            )
+        commands.add(variadic(('UNLINK',), names))
+
+    def _refuse_strangers(self, table: Table, ids: Iterable[int]) -> None:
+        for tx_id in ids:
+            if next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is None:
+                raise LoadError(
+                    f'a key of the rows of {self._name!r} belongs to another table, so it is not replaced',
+                    hint='use another key_pattern',
+                    table=self._name,
+                )
+        del table
+
+    def _save(
+        self,
+        commands: Commands,
+        stream: StreamRecord | None,
+        record: TableRecord | None,
+        state: StreamState | None,
+        *,
+        last: bool,
+    ) -> None:
+        """The stream's record, or the mark of a load; and what can no longer be undone is forgotten."""
+        own, final = self._store.own, None
+        if stream is not None and self._stream is not None:
+            if last and state is not None:
+                saved = stream.done(state)
+                final = IdRun(state.interval.first, state.window_first_id() - 1)
+            else:
+                undo = self._stream.undo
+                kept = self._stream.state if undo is None else undo.state
+                saved = replace(stream, document=kept.to_json(), intent=self._first_id)
+                if self._bulk is not None:
+                    saved = replace(saved, clients=[self._bulk.client_id], run_id=self._store.server.run_id())
+            commands.call('SET', own('stream', *self._stream.key), saved.to_json())
+        elif not last:
+            commands.call('HSET', own('loading', self._name), self._first_id or 0, self._store.whose())
+        elif self._is_split:
+            commands.call('HDEL', own('loading', self._name), self._first_id or 0)
+            final = IdRun(self._first_id or 0, self._first_id or 0)
+        settles = record is not None and (record.structure in COLLECTIONS or record.is_upserted)
+        if last and settles and final is not None and record is not None and final.first <= final.last:
+            commands.extend(Table(self._store, self._name, record).settle(final))
+        if not commands.count:
+            commands.call('EXISTS', own('table', self._name))
+
+    # Rows that are hidden until the last transaction
+
+    def _write_hidden(self) -> None:
+        """Send what is pending, and make it durable first that it is to be hidden."""
+        if self._bulk is None:
+            self._is_split = self._needs_no_checks() or self._is_split
+            if self._is_split and self._needs_no_checks():
+                self._begin_bulk()
+            else:
+                self._is_split = True
+                self._transact(None, last=False)
+                reached('chunk.committed')
+                return
+        bulk = self._bulk
+        if bulk is None:
+            return
+        table = Table(self._store, self._name, self._store.existing(self._name), self._layout.score)
+        for batch, numbering in self._numbered(self._pending, self._next_rows):
+            bulk.send(table.write(aligned(batch, table.record), numbering, only_new=not table.spec.is_numbered))
+            reached('bulk.sent')
+        self._pending, self._bytes = [], 0
+
+    def _begin_bulk(self) -> None:
+        self._take_id()
+        self._bulk = Bulk(self._store.server.wire(self._store.tag(self._name)))
+        self._transact(None, last=False)
+        reached('intent.written')
+
+    def _needs_no_checks(self) -> bool:
+        """True when rows cannot meet others: numbered, in a collection without order, or set only where nothing is."""
+        record = self._store.existing(self._name)
+        decided = self._layout.decide(record, self._name, self._mode, self._keys) if not self._clear else record
+        structure = self._layout.structure
+        numbered = decided.key is None or decided.key.is_numbered
+        return structure in {'string', 'set', 'sorted_set', 'list'} or (structure in {'hash', 'json'} and numbered)
+
+    def _finish_bulk(self, bulk: Bulk) -> None:
+        bulk.finish()
+        bulk.close()
+        if bulk.nulls:
+            table = Table(self._store, self._name, self._store.existing(self._name))
+            raise _duplicates(table, bulk.nulls, 'that is already there')
+
+    def _numbered(
+        self, batches: Sequence[pa.RecordBatch], numbers: dict[int, int]
+    ) -> Iterable[tuple[pa.RecordBatch, Numbering]]:
+        for batch in batches:
+            tx_id = self._first_id or 0 if self._stream is None else batch.column(TX_ID)[0].as_py()
+            numbering = Numbering(tx_id, numbers.get(tx_id, 0))
+            numbers[tx_id] = numbering.first_row + batch.num_rows
+            yield batch, numbering
+
+    def _take_id(self) -> None:
+        if self._first_id is not None:
+            return
+        if self._stream is None:
+            self._first_id = self._store.next_load()
+        elif self._pending:
+            self._first_id = self._pending[0].column(TX_ID)[0].as_py()
+
+    def _own_stream(self) -> StreamRecord | None:
+        if self._stream is None:
+            return None
+        return own_stream(self._store, self._stream.key, self._stream.state.epoch)
+
+
+def aligned(batch: pa.RecordBatch, record: TableRecord) -> pa.RecordBatch:
+    """The batch in the columns of its table, without ids. Raises SchemaError for a column that does not fit."""
+    schema = record.kept_schema
+    extra = [name for name in batch.schema.names if name not in schema.names and name != TX_ID]
+    if extra:
+        raise SchemaError(f'the rows have the column {extra[0]!r}, which the table lacks', column=extra[0])
+    columns: list[Any] = []
+    for field in schema:
+        at = batch.schema.get_field_index(field.name)
+        if at < 0:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+            continue
+        landing = type_table('redis').landing(batch.schema.field(at))
+        columns.append(fitted(landing.land(batch.column(at)), field, landing.wire))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def own_stream(store: Store, key: StreamKey, epoch: int) -> StreamRecord:
+    """The record of a stream that must still have our epoch. Raises StaleEpochError."""
+    record = store.stream(key)
+    if record is None:
+        raise IntegrityError(f'the stream {key.name!r} of {key.table!r} is no longer known here')
+    if record.epoch != epoch:
+        raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
+    return record
+
+
+def take_stream(store: Store, layout: Layout, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
+    """Raise the epoch in favour of `claim`, cut off who wrote before, and take away what was never done."""
+    number, name = store.number(key), store.own('stream', *key)
+    for _ in range(_MOST_TRIES):
+        with store.wire(key.table) as wire:
+            wire.call('WATCH', name)
+            found = store.stream(key) or StreamRecord(number, 0, claim)
+            if after is not None and found.epoch not in {0, after} and found.claim.owner != claim.owner:
+                raise stale_epoch(key, after, found.epoch, found.claim.owner, found.claim.taken_at)
+            query = claim.query or found.claim.query
+            taken = replace(found, epoch=found.epoch + 1, claim=Claim(claim.owner, claim.taken_at, query))
+            commands = Commands()
+            commands.call('SET', name, taken.to_json())
+            if not wire.transact(commands):
+                continue
+        reached('open.taken')
+        if taken.intent is not None:
+            if taken.clients and taken.run_id == store.server.run_id():
+                _cut(store, key.table, taken.clients)
+            _sweep(store, key.table, layout, key, taken.epoch)
+        reached('open.swept')
+        return taken.state()
+    busy = DestinationError(
+        f'the stream {key.name!r} of {key.table!r} is being taken by many at once', hint='try again'
+    )
+    busy.retryable = True
+    raise busy
+
+
+def drop_table(store: Store, table: str) -> None:
+    """Take a table away with all of its rows."""
+    for _ in range(_MOST_TRIES):
+        with store.wire(table) as wire:
+            wire.call('WATCH', store.own('table', table), store.own('units', table))
+            record = store.table(table)
+            if record is None:
+                return
+            commands, _rows = Table(store, table, record).clear()
+            for kind in ('table', 'units', 'undo', 'seq', 'loading'):
+                commands.call('UNLINK', store.own(kind, table))
+            if wire.transact(commands):
+                return
+
+
+def _sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) -> None:
+    """Take away the rows of a unit that was never done, some pieces at a time, and then its intent."""
+    record = own_stream(store, key, epoch)
+    _sweep_pieces(store, table, layout, record.hidden, lambda: own_stream(store, key, epoch))
+    with store.wire(table) as wire:
+        wire.call('WATCH', store.own('stream', *key))
+        record = own_stream(store, key, epoch)
+        commands = Commands()
+        commands.call('SET', store.own('stream', *key), replace(record, intent=None, clients=[]).to_json())
+        wire.transact(commands)
+
+
+def sweep_load(store: Store, table: str, layout: Layout, load: int) -> None:
+    """The same for a load that is no stream."""
+    _sweep_pieces(store, table, layout, [IdRun(load, load)], lambda: None)
+    store.read('HDEL', store.own('loading', table), load)
+
+
+def _sweep_pieces(
+    store: Store, table: str, layout: Layout, runs: Sequence[IdRun], still_ours: Callable[[], object]
+) -> None:
+    record = store.table(table)
+    if record is None or record.key is None:
+        return
+    rows = Table(store, table, record, layout.score)
+    pieces = list(store.pieces(table, runs))
+    for at in range(0, len(pieces), _PIECES_AT_ONCE):
+        part = pieces[at : at + _PIECES_AT_ONCE]
+        run = IdRun(part[0].tx_id, part[-1].tx_id)
+        still_ours()
+        for _ in range(_MOST_TRIES):
+            with store.wire(table) as wire:
+                commands, _rows = rows.undo(wire, [run])
+                if not commands.count or wire.transact(commands):
+                    break
+
+
+def _cut(store: Store, table: str, clients: Iterable[int]) -> None:
+    """Close connections of an older writer: what they have not said yet is never heard."""
+    for client in clients:
+        with store.wire(table) as wire:
+            wire.call('CLIENT', 'KILL', 'ID', client)
+
+
+def _last_of_equals(
+    table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]
+) -> list[tuple[pa.RecordBatch, Numbering]]:
+    """Of rows with one key the last, in all batches of a transaction: it sees itself as it was before."""
+    if not batches:
+        return []
+    whole: Any = pa.Table.from_batches([batch for batch, _ in batches]).combine_chunks()
+    [batch] = whole.to_batches() or [batches[0][0]]
+    numbering = batches[0][1]
+    names = table.names(aligned(batch, table.record), numbering)
+    codes = names.dictionary_encode().indices.to_numpy()
+    last: Any = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    last[codes] = np.arange(len(codes))
+    kept: Any = np.sort(last)
+    rows = batch.take(pa.array(kept))
+    if TX_ID not in rows.schema.names:
+        return [(rows, numbering)]
+    ids = rows.column(TX_ID).to_numpy()
+    firsts: dict[int, int] = {}
+    for _, each in batches:
+        firsts.setdefault(each.tx_id, each.first_row)
+    return [
+        (rows.filter(pa.array(ids == tx_id)), Numbering(tx_id, first))
+        for tx_id, first in firsts.items()
+        if (ids == tx_id).any()
+    ]
+
+
+def _duplicates(table: Table, count: int, where: str) -> LoadError:
+    return LoadError(
+        f'{count} rows of {table.name!r} have a key ({", ".join(table.spec.columns)}) {where}',
+        hint="nothing of the unit was kept; mode='upsert' replaces rows by key",
+        table=table.name,
+    )
