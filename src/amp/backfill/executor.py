@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from amp.backfill.lane import RETRY, Lane, LaneSpec, PartitionError
 from amp.backfill.plan import Plan, make_plan, newest_block
-from amp.backfill.remote import run_remotely
+from amp.backfill.progress import Progress
+from amp.backfill.remote import RemoteTask, run_remotely
 from amp.errors import ConfigError, LoadError
 from amp.loaders.options import as_mode
 from amp.loaders.session import stream_query
@@ -67,6 +68,7 @@ class ParallelStreamExecutor:
         self._query = query
         self._connection = connection
         self._destination = destination
+        self.progress = Progress()
 
     def load_with_resume_optimization(
         self,
@@ -122,13 +124,14 @@ class ParallelStreamExecutor:
             settings=settings,
             options=given,
         )
-        work = _Work(self.client, connection, loader_config, config, spec)
+        work = _Work(self.client, connection, loader_config, config, spec, self.progress)
         follow = config.max_block is None
         with work.loader() as loader:
             loader._options(given)
             plan = make_plan(self.client, loader, spec, config, detect_gaps)
         work.spec = replace(spec, network=plan.network)
         plan.log(logger)
+        self.progress.planned(plan.network, plan.start, plan.end, plan.ranges)
         failed = []
         for result in work.run(plan):
             if not result.success:
@@ -198,8 +201,10 @@ class _Work:
         loader_config: Mapping[str, Any] | None,
         config: ParallelConfig,
         spec: LaneSpec,
+        progress: Progress,
     ) -> None:
         self.spec = spec
+        self._progress = progress
         self._client = client
         self._connection = connection
         self._loader_config = loader_config
@@ -222,15 +227,9 @@ class _Work:
             return
         todo = RangeQueue(plan.ranges, self._config.partition_size)
         if self._config.executor is not None:
-            yield from run_remotely(
-                self._config.executor,
-                self._client,
-                self._connection,
-                self._loader_config,
-                self.spec,
-                self._config,
-                todo,
-            )
+            connection = self._client.connection_settings(self._connection, self._loader_config)
+            task = RemoteTask(self._client.settings(), *connection, self.spec)
+            yield from run_remotely(self._config.executor, task, self._config, todo, self._progress)
             return
         results: queue.SimpleQueue[LoadResult | BaseException | None] = queue.SimpleQueue()
         failed: list[_Failed] = []
@@ -272,12 +271,14 @@ class _Work:
                     task = self._take(todo, failed, number)
                     if task is None:
                         break
+                    self._progress.began(task.partition)
                     try:
                         result = lane.run(task.partition)
                     except PartitionError as error:
                         logger.warning('%s', error)
                         self._give_back(failed, task, error, number, results)
                         continue
+                    self._progress.ended(task.partition, loaded=True)
                     with self._lock:
                         todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
                     results.put(result)
@@ -305,7 +306,9 @@ class _Work:
     ) -> None:
         """Another lane may try it; when only this one can know whether it is there, this one alone."""
         tries = task.tries + 1
-        if tries >= _MOST_LANES_A_PARTITION or self._config.stop_on_error:
+        for_good = tries >= _MOST_LANES_A_PARTITION or self._config.stop_on_error
+        self._progress.ended(task.partition, loaded=False, for_good=for_good)
+        if for_good:
             if error.result is not None:
                 results.put(error.result)
             return

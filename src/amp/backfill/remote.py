@@ -11,15 +11,13 @@ import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from amp.backfill.lane import Lane, LaneSpec, PartitionError
+from amp.backfill.progress import Progress
 from amp.errors import AmpError, redact
 from amp.loaders.types import LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
-
-if TYPE_CHECKING:
-    from amp.client import Client
 
 __all__ = ['RemoteTask', 'run_remotely', 'run_task']
 
@@ -37,8 +35,8 @@ class RemoteTask:
     loader: str
     config: Mapping[str, Any]
     spec: LaneSpec
-    lane: int
-    partitions: tuple[QueryPartition, ...]
+    lane: int = 0
+    partitions: tuple[QueryPartition, ...] = ()
     tries: int = 0
 
 
@@ -61,38 +59,28 @@ def run_task(task: RemoteTask) -> list[LoadResult]:
 
 
 def run_remotely(
-    executor: Executor,
-    client: Client,
-    connection: str,
-    loader_config: Mapping[str, Any] | None,
-    spec: LaneSpec,
-    config: ParallelConfig,
-    todo: RangeQueue,
+    executor: Executor, blank: RemoteTask, config: ParallelConfig, todo: RangeQueue, progress: Progress
 ) -> Iterator[LoadResult]:
-    """Keep `num_workers` tasks going until nothing is left. A lane never has two tasks at a time."""
-    name, settings = client.connection_settings(connection, loader_config)
-    server = client.settings()
+    """Keep `num_workers` tasks like `blank` going until nothing is left. A lane never has two tasks at a time."""
     running: dict[Future[list[LoadResult]], RemoteTask] = {}
     free = list(range(config.num_workers))
     again: list[RemoteTask] = []
     try:
         while True:
             while free or again:
-                task = (
-                    again.pop()
-                    if again
-                    else _next(todo, config, RemoteTask(server, name, settings, spec, free[-1], ()))
-                )
+                task = again.pop() if again else _next(todo, config, replace(blank, lane=free[-1]))
                 if task is None:
                     break
                 if task.lane in free:
                     free.remove(task.lane)
+                progress.began(*task.partitions)
                 running[executor.submit(run_task, task)] = task
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 task = running.pop(future)
                 results, repeat = _outcome(future, task)
+                _note(progress, task, results, repeat)
                 for result in results:
                     todo.observe(result.metadata.get('blocks', 0), result.rows_loaded, result.duration)
                     yield result
@@ -103,6 +91,13 @@ def run_remotely(
     finally:
         for future in running:
             future.cancel()
+
+
+def _note(progress: Progress, task: RemoteTask, results: list[LoadResult], repeat: RemoteTask | None) -> None:
+    loaded = {result.metadata['start_block'] for result in results if result.success}
+    for partition in task.partitions:
+        for_good = repeat is None or partition not in repeat.partitions
+        progress.ended(partition, loaded=partition.start_block in loaded, for_good=for_good)
 
 
 def _next(todo: RangeQueue, config: ParallelConfig, empty: RemoteTask) -> RemoteTask | None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from amp.cli.backfill import backfill
 from amp.cli.demo import demo
 from amp.cli.load import load, stream
 from amp.cli.loaders import loaders
@@ -51,5 +52,5 @@ def _amp(
     pass
 
 
-for _command in (query, load, stream, status, verify, serve, demo, loaders):
+for _command in (query, load, stream, backfill, status, verify, serve, demo, loaders):
     app.command()(_command)

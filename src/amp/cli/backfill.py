@@ -1,0 +1,171 @@
+"""`amp backfill`: history with several workers, a map of it while it runs, and then the stream."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amp.cli.console import command, interruptible, note, paint
+from amp.cli.inputs import AsJson, Sql, Token, Url, key_values, server_and_sql
+from amp.cli.labels import Joins, KeepAll, Labels, add_labels, typed_labels
+from amp.cli.load import Name, Options, TableName, To
+from amp.cli.progress import Reporter, progress_row
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from rich.table import Table
+
+    from amp.backfill.executor import ParallelStreamExecutor
+    from amp.loaders.types import LoadResult
+
+__all__ = ['backfill']
+
+_WIDTH = 50
+_LOOK = {0: ('█', 'green'), 1: ('·', 'dim'), 2: ('▒', 'cyan'), 3: ('✗', 'red')}
+_TABLE_OF = re.compile(r'\bfrom\s+([\w."/@-]+)', re.IGNORECASE)
+
+
+@command
+def backfill(
+    url: Url,
+    sql: Sql = None,
+    *,
+    to: To,
+    table: TableName,
+    workers: Annotated[int, typer.Option('--workers', '-w', min=1, help='How many workers.')] = 4,
+    first: Annotated[int, typer.Option('--from', min=0, help='The first block.')] = 0,
+    end: Annotated[
+        int | None, typer.Option('--end', min=1, help='The first block that is not loaded any more; default: the head.')
+    ] = None,
+    follow: Annotated[bool, typer.Option('--follow', help='Then follow the chain from the very next block.')] = False,
+    block_column: Annotated[str, typer.Option(help='The column of the query that holds the block.')] = 'block_num',
+    partition_size: Annotated[
+        int | None, typer.Option(min=1, help='Blocks a partition; default: found while it runs.')
+    ] = None,
+    reorg_buffer: Annotated[int, typer.Option(min=0, help='Blocks below the head that the stream brings.')] = 200,
+    processes: Annotated[bool, typer.Option('--processes', help='Workers are processes, not threads.')] = False,
+    dask: Annotated[str | None, typer.Option('--dask', metavar='ADDRESS', help='Workers of a Dask cluster.')] = None,
+    stop_on_error: Annotated[bool, typer.Option('--stop-on-error', help='End at the first failed partition.')] = False,
+    name: Name = None,
+    label: Labels = None,
+    join: Joins = None,
+    left: KeepAll = False,
+    option: Options = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load history with several workers; run it again and it loads only what is missing.
+
+    Each partition is one commit. Stop it with Ctrl-C or kill it: nothing is lost and nothing is loaded twice.
+    """
+    if follow and end is not None:
+        raise typer.BadParameter('--follow goes on from the head, so it has no --end')
+    labels = typed_labels(label, join, left=left)
+    options: dict[str, Any] = {**key_values(option or [])}
+    if name:
+        options['name'] = name
+    url, text = server_and_sql(url, sql)
+    from amp.backfill.executor import ParallelStreamExecutor
+    from amp.backfill.plan import newest_block
+    from amp.client import Client
+    from amp.errors import redact
+    from amp.streaming.parallel import ParallelConfig
+
+    with interruptible(), contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(url, auth_token=token))
+        options |= add_labels(client, labels)
+        config = ParallelConfig(
+            workers,
+            _table_name(text),
+            min_block=first,
+            max_block=end if end is not None or follow else newest_block(client, text) + 1,
+            partition_size=partition_size,
+            block_column=block_column,
+            stop_on_error=stop_on_error,
+            reorg_buffer=reorg_buffer,
+            executor=_executor(stack, workers, processes=processes, dask=dask),
+        )
+        runner = ParallelStreamExecutor(client, config, query=text, connection=to, destination=table)
+        reporter = stack.enter_context(_MapReporter(f'{table} → {redact(to)}', runner, as_json=as_json))
+        results = stack.enter_context(contextlib.closing(runner.load_with_resume_optimization(**options)))
+        failed = _drain(results, reporter)
+    if failed:
+        raise _incomplete(failed)
+
+
+def _drain(results: Any, reporter: _MapReporter) -> list[LoadResult]:
+    failed = []
+    for result in results:
+        if result.success:
+            reporter.add(result)
+        else:
+            failed.append(result)
+            blocks = f'{result.metadata["start_block"]:,} to {result.metadata["end_block"] - 1:,}'
+            reporter.event('failed', **result.metadata, error=result.error)
+            note(f'{paint("failed", "red")}  blocks {blocks}: {result.error}')
+    return failed
+
+
+def _incomplete(failed: list[LoadResult]) -> Exception:
+    from amp.errors import LoadError
+
+    return LoadError(
+        f'{len(failed)} partitions were not loaded',
+        result=failed[0],
+        hint='run the same again: it loads what is missing',
+    )
+
+
+def _table_name(sql: str) -> str:
+    found = _TABLE_OF.search(sql)
+    return found.group(1) if found else 'query'
+
+
+def _executor(stack: contextlib.ExitStack, workers: int, *, processes: bool, dask: str | None) -> Executor | None:
+    if dask is not None:
+        from amp.errors import MissingExtraError
+
+        try:
+            from distributed import Client as DaskClient  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise MissingExtraError('dask', 'distributed') from error
+        cluster = stack.enter_context(DaskClient(dask))
+        executor: Executor = cluster.get_executor(pure=False)
+        return executor
+    if processes:
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        # Never forked: drivers break in a forked child.
+        return stack.enter_context(ProcessPoolExecutor(workers, mp_context=get_context('spawn')))
+    return None
+
+
+class _MapReporter(Reporter):
+    """A reporter that shows the map of ranges as long as the backfill runs."""
+
+    def __init__(self, title: str, runner: ParallelStreamExecutor, *, as_json: bool) -> None:
+        super().__init__(title, as_json=as_json)
+        self._progress = runner.progress
+
+    def _render(self) -> Table:
+        cells = self._progress.cells(_WIDTH)
+        left = self._progress.blocks_left
+        if not cells or left == 0:
+            return super()._render()
+        ribbon = ''.join(f'[{_LOOK[cell][1]}]{_LOOK[cell][0]}[/]' for cell in cells)
+        parts = [
+            ribbon,
+            f'[bold]{self.tally.rows:,}[/] rows',
+            f'{self.tally.recent_rate:,.0f}/s',
+            f'{left:,} blocks left',
+        ]
+        eta = self._progress.seconds_left
+        if eta is not None:
+            minutes, seconds = divmod(int(eta), 60)
+            parts.append(f'[dim]about {minutes}:{seconds:02} more[/]')
+        return progress_row(self._title, parts, self.tally.seconds)
