@@ -1,0 +1,281 @@
+"""Retry, limiter, breaker, batch size, and what an error means for trying again."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from amp.errors import ConfigError, ConnectError, DestinationError, QueryError
+from amp.streaming.resilience import (
+    AdaptiveBatchSize,
+    AdaptiveRateLimiter,
+    BackPressureConfig,
+    CircuitBreaker,
+    CircuitBreakerConfig,
+    CircuitOpenError,
+    ErrorClassifier,
+    ErrorKind,
+    ExponentialBackoff,
+    ResilienceConfig,
+    RetryConfig,
+    patiently,
+)
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+# What an error means
+
+
+@pytest.mark.parametrize(
+    ('text', 'kind'),
+    [
+        ('Connection timeout occurred', ErrorKind.TIMEOUT),
+        ('Operation timed out', ErrorKind.TIMEOUT),
+        ('TimeOut', ErrorKind.TIMEOUT),
+        ('HTTP 504 Gateway', ErrorKind.TIMEOUT),
+        ('HTTP 429 Too Many Requests', ErrorKind.RATE_LIMIT),
+        ('Rate limit exceeded', ErrorKind.RATE_LIMIT),
+        ('Request throttled', ErrorKind.RATE_LIMIT),
+        ('HTTP 503 Service Unavailable', ErrorKind.TRANSIENT),
+        ('Connection reset by peer', ErrorKind.TRANSIENT),
+        ('Temporary failure in name resolution', ErrorKind.TRANSIENT),
+        ('Broken pipe', ErrorKind.TRANSIENT),
+        ('deadlock detected', ErrorKind.TRANSIENT),
+        ('server closed the connection unexpectedly', ErrorKind.TRANSIENT),
+        ('HTTP 400 Bad Request', ErrorKind.PERMANENT),
+        ('HTTP 401 Unauthorized', ErrorKind.PERMANENT),
+        ('block 14290123 has no parent', ErrorKind.PERMANENT),
+        ('column "timeout_ms2" does not exist', ErrorKind.PERMANENT),
+        ('row 5031 of 50312', ErrorKind.PERMANENT),
+        ('SQL syntax error', ErrorKind.PERMANENT),
+        ('', ErrorKind.PERMANENT),
+        (None, ErrorKind.PERMANENT),
+    ],
+)
+def test_a_text_is_read_by_whole_words(text, kind):
+    assert ErrorClassifier.classify(text) is kind
+    assert ErrorClassifier.is_transient(text) is kind.is_transient
+    if text:
+        assert ErrorClassifier.classify(Exception(text)) is kind
+
+
+def made(name: str, module: str = 'driver', base: type[Exception] = Exception, **attributes: object) -> Exception:
+    error = type(name, (base,), {'__module__': module})('connection timeout 429')
+    for key, value in attributes.items():
+        setattr(error, key, value)
+    return error
+
+
+@pytest.mark.parametrize(
+    ('error', 'kind'),
+    [
+        (made('X', sqlstate='40P01'), ErrorKind.TRANSIENT),
+        (made('X', sqlstate='57014'), ErrorKind.TIMEOUT),
+        (made('X', sqlstate='57P01'), ErrorKind.TRANSIENT),
+        (made('X', sqlstate='42601'), ErrorKind.PERMANENT),
+        (made('X', status_code=429), ErrorKind.RATE_LIMIT),
+        (made('X', status_code=404), ErrorKind.PERMANENT),
+        (made('X', response=type('R', (), {'status_code': 503})()), ErrorKind.RATE_LIMIT),
+        (made('X', response={'Error': {'Code': 'SlowDown'}}), ErrorKind.RATE_LIMIT),
+        (
+            made('X', response={'Error': {'Code': 'Odd'}, 'ResponseMetadata': {'HTTPStatusCode': 500}}),
+            ErrorKind.TRANSIENT,
+        ),
+        (made('X', response={'Error': {'Code': 'NoSuchBucket'}}), ErrorKind.PERMANENT),
+        (made('DatabaseError', 'clickhouse_connect.driver.exceptions', code=252), ErrorKind.RATE_LIMIT),
+        (made('DatabaseError', 'clickhouse_connect.driver.exceptions', code=60), ErrorKind.PERMANENT),
+        (made('BusyLoadingError', 'redis.exceptions'), ErrorKind.TRANSIENT),
+        (made('AuthenticationError', 'redis.exceptions'), ErrorKind.PERMANENT),
+        (made('OfItsOwn'), ErrorKind.PERMANENT),
+        (ConnectionResetError('x'), ErrorKind.TRANSIENT),
+        (TimeoutError('x'), ErrorKind.TIMEOUT),
+        (ValueError('connection timeout'), ErrorKind.PERMANENT),
+        (ConnectError('gone'), ErrorKind.TRANSIENT),
+        (QueryError('timeout'), ErrorKind.PERMANENT),
+    ],
+    ids=str,
+)
+def test_type_and_code_come_before_text(error, kind):
+    assert ErrorClassifier.classify(error) is kind
+
+
+def test_an_error_of_ours_is_what_caused_it():
+    error = DestinationError('ClickHouse refused')
+    error.__cause__ = made('X', status_code=429)
+    assert ErrorClassifier.classify(error) is ErrorKind.RATE_LIMIT
+    assert ErrorClassifier.classify(DestinationError('no')) is ErrorKind.PERMANENT
+
+
+# Waiting
+
+
+def test_waits_grow_to_their_most_and_end():
+    backoff = ExponentialBackoff(RetryConfig(max_retries=4, initial_backoff_ms=100, max_backoff_ms=300, jitter=False))
+    assert [backoff.next_delay() for _ in range(5)] == [0.1, 0.2, 0.3, 0.3, None]
+    backoff.reset()
+    assert backoff.next_delay() == 0.1
+
+
+@given(st.integers(1, 5_000), st.integers(0, 2_000))
+def test_jitter_stays_within_half_and_one_and_a_half(first, attempt):
+    backoff = ExponentialBackoff(RetryConfig(max_retries=None, initial_backoff_ms=first, max_backoff_ms=60_000))
+    backoff.attempt = attempt
+    base = min(first * 2.0 ** min(attempt, 100), 60_000) / 1000
+    assert base / 2 <= backoff.next_delay() <= base * 1.5
+
+
+def test_a_budget_ends_it_as_well():
+    clock = Clock()
+    config = RetryConfig(
+        max_retries=None, initial_backoff_ms=1_000, backoff_multiplier=1, jitter=False, budget_seconds=3
+    )
+    backoff = ExponentialBackoff(config, clock)
+    waits = 0
+    while (delay := backoff.next_delay()) is not None:
+        clock.sleep(delay)
+        waits += 1
+    assert waits == 3
+    assert ExponentialBackoff(RetryConfig(enabled=False)).next_delay() is None
+
+
+def test_patience_is_for_errors_that_may_pass():
+    answers = [ConnectError('a'), ConnectError('b'), 7]
+    clock = Clock()
+
+    def act():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    config = RetryConfig(max_retries=2, initial_backoff_ms=10, jitter=False)
+    assert patiently(act, config, clock.sleep) == 7
+    assert clock.slept == [0.01, 0.02]
+    answers[:] = [QueryError('no'), 7]
+    with pytest.raises(QueryError):
+        patiently(act, config, clock.sleep)
+
+
+# Limiter
+
+
+def limiter(**changes) -> AdaptiveRateLimiter:
+    return AdaptiveRateLimiter(BackPressureConfig(**{'initial_delay_ms': 100, 'max_delay_ms': 10_000, **changes}))
+
+
+def test_the_pause_follows_the_answers():
+    found = limiter()
+    found.record_rate_limit()
+    assert found.get_current_delay() == 1_200
+    found.record_success()
+    assert found.get_current_delay() == 1_080
+    found.record_timeout()
+    assert found.get_current_delay() == 2_120
+    for _ in range(10):
+        found.record(ErrorKind.RATE_LIMIT)
+    assert found.get_current_delay() == 10_000
+    for _ in range(200):
+        found.record_success()
+    assert found.get_current_delay() == 0
+
+
+def test_what_is_switched_off_does_not_move():
+    for found, act in (
+        (limiter(adapt_on_429=False), 'record_rate_limit'),
+        (limiter(adapt_on_timeout=False), 'record_timeout'),
+    ):
+        getattr(found, act)()
+        assert found.get_current_delay() == 100
+    clock = Clock()
+    AdaptiveRateLimiter(BackPressureConfig(enabled=False, initial_delay_ms=50), clock.sleep).wait()
+    assert clock.slept == []
+    AdaptiveRateLimiter(BackPressureConfig(initial_delay_ms=50), clock.sleep).wait()
+    assert clock.slept == [0.05]
+
+
+# Breaker
+
+
+def test_a_breaker_opens_probes_once_and_closes():
+    clock = Clock()
+    breaker = CircuitBreaker(CircuitBreakerConfig(enabled=True, failure_threshold=2, recovery_ms=1_000), clock)
+    breaker.before()
+    breaker.record_failure()
+    assert breaker.state == 'closed'
+    breaker.record_failure()
+    assert breaker.state == 'open'
+    with pytest.raises(CircuitOpenError) as raised:
+        breaker.before()
+    assert raised.value.retryable
+    clock.sleep(1.1)
+    assert breaker.state == 'half_open'
+    breaker.before()
+    with pytest.raises(CircuitOpenError):
+        breaker.before()
+    breaker.record_failure()
+    assert breaker.state == 'open'
+    clock.sleep(1.1)
+    breaker.before()
+    breaker.record_success()
+    assert breaker.state == 'closed'
+    breaker.before()
+
+
+def test_a_breaker_that_is_off_never_opens():
+    breaker = CircuitBreaker(CircuitBreakerConfig(enabled=False, failure_threshold=1))
+    breaker.record_failure()
+    breaker.before()
+
+
+def test_batches_shrink_and_grow_again_within_bounds():
+    size = AdaptiveBatchSize(10_000, 1_000)
+    for _ in range(10):
+        size.record_timeout()
+    assert size.rows == 1_000
+    size.record_success()
+    assert size.rows == 1_126
+    for _ in range(100):
+        size.record_success()
+    assert size.rows == 10_000
+
+
+# Configuration
+
+
+def test_the_key_of_a_connection():
+    found = ResilienceConfig.from_config({'retry': {'max_retries': 3}, 'circuit_breaker': {'failure_threshold': 2}})
+    assert found.retry == RetryConfig(max_retries=3)
+    assert found.circuit_breaker == CircuitBreakerConfig(enabled=True, failure_threshold=2)
+    assert ResilienceConfig.from_config(None).retry is None
+    assert ResilienceConfig.from_config('production').retry == RetryConfig()
+    assert ResilienceConfig.from_config(found) is found
+
+
+@pytest.mark.parametrize(
+    ('config', 'told'),
+    [
+        ({'retries': {}}, "unknown resilience key 'retries'"),
+        ({'retry': {'tries': 3}}, "unknown resilience key 'tries'"),
+        ({'retry': 3}, 'not a mapping'),
+        ('wild', "no resilience preset 'wild'"),
+        (7, 'a mapping or the name of a preset'),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(config, told):
+    with pytest.raises(ConfigError, match=told):
+        ResilienceConfig.from_config(config)
