@@ -60,6 +60,7 @@ def start_fakesnow() -> Iterator[dict[str, Any]]:
     port = free_port()
     server = Path(__file__).with_name('fakesnow_server.py')
     environment = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
+    environment['PYTHONWARNINGS'] = 'ignore'
     process = subprocess.Popen([python, '-P', server, str(port)], env=environment, stdin=subprocess.DEVNULL)
     try:
         _wait(process, port)

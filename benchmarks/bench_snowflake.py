@@ -1,0 +1,101 @@
+"""What the ways into Snowflake cost beside each other, and how fast Parquet for a stage is written.
+
+    python benchmarks/bench_snowflake.py [rows] [repetitions]
+
+Without an account (SNOWFLAKE_ACCOUNT and its like) the ways run against fakesnow on this machine: their ratio then says
+what the client does for each of them, and nothing about Snowflake. The pipeline that writes Parquet needs no server: it
+is measured against pyarrow's own write of one file with the same settings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from _harness import REPOSITORY, Report, interleaved, speed_ratio
+from _server import make_batches
+
+sys.path.insert(0, str(REPOSITORY))
+
+from tests.support.snowflake import is_real, snowflake_config
+
+from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
+from amp.loaders.snowflake_files import ParquetFiles
+from amp.loaders.snowflake_types import landings, quoted, wire_of
+
+_FILE_BYTES = 128 * 1024**2
+_GROUP_ROWS = 250_000
+
+
+def repeated(rows: int) -> list[pa.RecordBatch]:
+    batches = make_batches()
+    needed = -(-rows // batches[0].num_rows)
+    return list(itertools.islice(itertools.cycle(batches), needed))
+
+
+def bare_parquet(batches: list[pa.RecordBatch], folder: str) -> None:
+    """One file, row groups as large as those of the pipeline, columns in the form that Snowflake takes."""
+    landed = landings(batches[0].schema)
+    wires = [wire_of(batch, landed) for batch in batches]
+    with pq.ParquetWriter(Path(folder) / 'bare.parquet', wires[0].schema, compression='zstd') as writer:
+        writer.write_table(pa.Table.from_batches(wires), row_group_size=_GROUP_ROWS)
+
+
+def pipeline(batches: list[pa.RecordBatch]) -> ParquetFiles:
+    landed = landings(batches[0].schema)
+    schema = wire_of(batches[0].slice(0, 0), landed).schema
+    files = ParquetFiles(schema, lambda path: None, file_bytes=_FILE_BYTES)
+    for batch in batches:
+        files.push(wire_of(batch, landed))
+    files.finish()
+    return files
+
+
+def ways(config: dict[str, object], rows: int, repetitions: int) -> dict[str, float]:
+    table = pa.Table.from_batches(repeated(rows)).slice(0, rows)
+    numbers: Iterator[int] = itertools.count()
+
+    def load(method: str) -> None:
+        with SnowflakeLoader({**config, 'loading_method': method}) as loader:
+            name = f'bench_{os.getpid()}_{next(numbers)}'
+            result = loader.load_table(table, name)
+            assert result.success, result.error
+            loader.own.run(f'DROP TABLE {quoted(name)}')
+
+    methods = ('stage', 'insert', 'pandas')
+    timings = interleaved({method: lambda m=method: load(m) for method in methods}, repetitions)
+    for timing in timings.values():
+        print(f'{timing}   {rows / timing.median / 1e3:8.1f} k rows/s')
+    return {method: speed_ratio(timings, 'stage', method) for method in methods[1:]}
+
+
+def main(rows: int, repetitions: int, rows_of_ways: int) -> int:
+    report = Report()
+    batches = repeated(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        timings = interleaved(
+            {'pyarrow, one file': lambda: bare_parquet(batches, folder), 'pipeline': lambda: pipeline(batches)},
+            repetitions,
+        )
+    for timing in timings.values():
+        print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+    files = pipeline(batches)
+    print(f'{files.files} files, {files.bytes / files.files / 1e6:.0f} MB each on average')
+    report.at_least('Parquet pipeline / pyarrow, one file', speed_ratio(timings, 'pipeline', 'pyarrow, one file'), 0.9)
+    with snowflake_config() as config:
+        print(f'against {"an account" if is_real() else "fakesnow: no measure of Snowflake"}')
+        ratios = ways(config, rows_of_ways, max(2, repetitions // 2))
+    for method, ratio in ratios.items():
+        report.at_least(f'stage / {method}, as fast or faster', ratio, 1.0)
+    return report.finish()
+
+
+if __name__ == '__main__':
+    given = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(main(*(given + [1_000_000, 5, 200_000][len(given) :])))
