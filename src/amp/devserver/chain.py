@@ -1,8 +1,9 @@
 """The blocks that the local Amp has stored: every branch by hash, one of them canonical, and the rows of each block.
 
-Rows live in segments: consecutive blocks of one branch with one record batch a table. The canonical chain is a list of
-pieces, each a run of blocks of a segment. Small segments at the tip are merged as they come, so that a chain mined block
-by block does not become a record batch a block.
+Rows live in segments: consecutive blocks of one branch, in memory with one record batch a table, or settled in files
+from which they are read when asked for. The canonical chain is a list of pieces, each a run of blocks of a segment.
+Small segments at the tip are merged as they come, so that a chain mined block by block does not become a record batch a
+block.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ['ZERO_HASH', 'Block', 'Chain', 'Segment', 'Snapshot']
+__all__ = ['ZERO_HASH', 'AnySegment', 'Block', 'Chain', 'Scan', 'Segment', 'Settled', 'Snapshot', 'Stored']
 
 ZERO_HASH = '0x' + '00' * 32
 
@@ -35,9 +38,55 @@ class Block:
     timestamp: int | None = None
 
 
+class AnySegment(Protocol):
+    """Consecutive blocks of one branch with the rows of each table."""
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """The blocks by rising number."""
+
+    @property
+    def first(self) -> int:
+        """Number of the first block."""
+
+    @property
+    def last(self) -> int:
+        """Number of the last block."""
+
+    def rows(self, table: str, first: int, last: int) -> list[pa.RecordBatch]:
+        """The rows of blocks `first` to `last` (inclusive), by rising block number."""
+
+    def files(self, table: str) -> Path | None:
+        """The Parquet file, or the folder of such, that holds the table and perhaps rows of other blocks."""
+
+
+class Settled(AnySegment, Protocol):
+    """A segment whose rows are in files, and whose blocks no reorg will touch."""
+
+    def position(self, block_hash: str) -> int | None:
+        """The index of the block of that hash, when it is one of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Files that hold rows of a table; those of blocks `first` to `last` count."""
+
+    path: Path
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Rows of a table that are still to be read: from files, and from memory."""
+
+    stored: Sequence[Stored]
+    batches: Sequence[pa.RecordBatch]
+
+
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Consecutive blocks of one branch, with a record batch a table whose rows are sorted by `_block_num`.
+    """A segment in memory, with a record batch a table whose rows are sorted by `_block_num`.
 
     Raises ValueError when the blocks do not follow each other by number and parent hash, or when a batch holds a row
     of another block.
@@ -79,11 +128,15 @@ class Segment:
         """Rows of the largest table."""
         return max((batch.num_rows for batch in self.tables.values()), default=0)
 
-    def rows(self, table: str, first: int, last: int) -> pa.RecordBatch:
-        """The rows of blocks `first` to `last` (inclusive); nothing is copied."""
+    def rows(self, table: str, first: int, last: int) -> list[pa.RecordBatch]:
+        """The rows of blocks `first` to `last` (inclusive) in one batch, or in none; nothing is copied."""
         offsets = self.offsets[table]
         start, end = int(offsets[first - self.first]), int(offsets[last + 1 - self.first])
-        return self.tables[table].slice(start, end - start)
+        return [self.tables[table].slice(start, end - start)] if end > start else []
+
+    def files(self, table: str) -> Path | None:
+        """None: these rows are in memory."""
+        return None
 
     def merged_with(self, later: Segment) -> Segment:
         """One segment of these blocks and those that follow."""
@@ -93,7 +146,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    segment: Segment
+    segment: AnySegment
     first: int
     last: int
 
@@ -102,10 +155,28 @@ class _Piece:
         return self.first == self.segment.first and self.last == self.segment.last
 
 
+class _Known:
+    """Every stored block by its hash: those in memory by a table, those in files by looking at their hashes."""
+
+    def __init__(self) -> None:
+        self.near: dict[str, tuple[Segment, int]] = {}
+        self.far: tuple[Settled, ...] = ()
+
+    def get(self, block_hash: str) -> tuple[AnySegment, int] | None:
+        found = self.near.get(block_hash)
+        if found is not None:
+            return found
+        for segment in reversed(self.far):
+            at = segment.position(block_hash)
+            if at is not None:
+                return segment, at
+        return None
+
+
 class Snapshot:
     """The canonical chain at one moment; what is read from it never changes."""
 
-    def __init__(self, pieces: tuple[_Piece, ...], known: Mapping[str, tuple[Segment, int]], version: int) -> None:
+    def __init__(self, pieces: tuple[_Piece, ...], known: _Known, version: int) -> None:
         self._pieces = pieces
         self._starts = [piece.first for piece in pieces]
         self._known = known
@@ -141,10 +212,23 @@ class Snapshot:
             if piece.first > last:
                 break
             low, high = max(piece.first, first), min(piece.last, last)
-            batch = piece.segment.rows(table, low, high) if low <= high else None
-            if batch is not None and batch.num_rows:
-                found.append(batch)
+            if low <= high:
+                found += piece.segment.rows(table, low, high)
         return found
+
+    def scan(self, table: str) -> Scan:
+        """All canonical rows, without reading those that are in files."""
+        runs: dict[Path, Stored] = {}
+        batches: list[pa.RecordBatch] = []
+        for piece in self._pieces:
+            path = piece.segment.files(table)
+            if path is None:
+                batches += piece.segment.rows(table, piece.first, piece.last)
+                continue
+            # What is settled is the beginning of the chain, so that nothing lies between two runs of a folder.
+            earlier = runs.get(path)
+            runs[path] = Stored(path, earlier.first if earlier else piece.first, piece.last)
+        return Scan(tuple(runs.values()), tuple(batches))
 
 
 class Chain:
@@ -157,7 +241,7 @@ class Chain:
         self.network = network
         self.schemas = dict(schemas)
         self._changed = threading.Condition()
-        self._known: dict[str, tuple[Segment, int]] = {}
+        self._known = _Known()
         self._pieces: list[_Piece] = []
         self._snapshot = Snapshot((), self._known, 0)
 
@@ -185,21 +269,48 @@ class Chain:
                 raise ValueError(f'table {name} has another schema than its chain:\n{batch.schema}')
         with self._changed:
             for index, block in enumerate(segment.blocks):
-                self._known.setdefault(block.hash, (segment, index))
+                self._known.near.setdefault(block.hash, (segment, index))
 
     def extend(self, segment: Segment) -> None:
         """Store the blocks and make the last of them the head."""
         self.add(segment)
         self.set_head(segment.blocks[-1].hash)
 
+    def settle(self, segment: Settled) -> None:
+        """Blocks that are in files and final: those after the head are added, those in memory are let go.
+
+        Raises ValueError when they are not the canonical ones, or do not follow them.
+        """
+        with self._changed:
+            view = self._snapshot
+            last, parent = view.canonical(segment.last), segment.blocks[0].parent_hash
+            before = view.canonical(segment.first - 1)
+            if last is None and view.last is not None and view.last != segment.first - 1:
+                raise ValueError(f'blocks {segment.first}-{segment.last} do not follow block {view.last}')
+            if (last is not None and last != segment.blocks[-1]) or (before is not None and before.hash != parent):
+                raise ValueError(f'blocks {segment.first}-{segment.last} are of another branch')
+            self._known.far = (*self._known.far, segment)
+            later = [_Piece(p.segment, max(p.first, segment.last + 1), p.last) for p in self._pieces]
+            self._truncate(segment.first - 1)
+            self._pieces.append(_Piece(segment, segment.first, segment.last))
+            self._pieces += [piece for piece in later if piece.first <= piece.last]
+            for block_hash, (held, index) in list(self._known.near.items()):
+                block = held.blocks[index]
+                if segment.first <= block.number <= segment.last and view.canonical(block.number) == block:
+                    del self._known.near[block_hash]
+            self._publish()
+
     def set_head(self, block_hash: str) -> None:
         """Make the branch that ends in this block canonical. Raises KeyError for a block that is not stored."""
         with self._changed:
             current = self._snapshot
-            branch: list[tuple[Segment, int]] = []
+            branch: list[tuple[AnySegment, int]] = []
             at: str = block_hash
             while True:
-                segment, index = self._known[at]
+                found = self._known.get(at)
+                if found is None:
+                    raise KeyError(at)
+                segment, index = found
                 block = segment.blocks[index]
                 if current.canonical(block.number) == block:
                     keep = block.number
@@ -223,10 +334,10 @@ class Chain:
     def forget_orphans(self) -> None:
         """Drop every block that is not canonical: a cursor that names one is then unknown."""
         with self._changed:
-            for block_hash, (segment, index) in list(self._known.items()):
+            for block_hash, (segment, index) in list(self._known.near.items()):
                 block = segment.blocks[index]
                 if self._snapshot.canonical(block.number) != block:
-                    del self._known[block_hash]
+                    del self._known.near[block_hash]
 
     def _truncate(self, last: int) -> None:
         while self._pieces and self._pieces[-1].last > last:
@@ -237,13 +348,16 @@ class Chain:
     def _merge_tail(self) -> None:
         while len(self._pieces) > 1:
             earlier, later = self._pieces[-2:]
-            if not (earlier.whole and later.whole) or len(earlier.segment.blocks) >= 2 * len(later.segment.blocks):
+            one, other = earlier.segment, later.segment
+            if not isinstance(one, Segment) or not isinstance(other, Segment):
                 return
-            if earlier.segment.num_rows + later.segment.num_rows > _MERGED_ROWS:
+            if not (earlier.whole and later.whole) or len(one.blocks) >= 2 * len(other.blocks):
                 return
-            merged = earlier.segment.merged_with(later.segment)
+            if one.num_rows + other.num_rows > _MERGED_ROWS:
+                return
+            merged = one.merged_with(other)
             for index, block in enumerate(merged.blocks):
-                self._known[block.hash] = (merged, index)
+                self._known.near[block.hash] = (merged, index)
             self._pieces[-2:] = [_Piece(merged, merged.first, merged.last)]
 
     def _publish(self) -> None:
@@ -256,7 +370,7 @@ def _concat(*batches: pa.RecordBatch) -> pa.RecordBatch:
     return joined
 
 
-def _pieces_of(branch: Iterator[tuple[Segment, int]]) -> Iterator[_Piece]:
+def _pieces_of(branch: Iterator[tuple[AnySegment, int]]) -> Iterator[_Piece]:
     """Runs of neighbouring blocks of one segment, in order."""
     run: _Piece | None = None
     for segment, index in branch:

@@ -12,10 +12,11 @@ from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider,
 from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
-from amp.devserver.chain import Chain
+from amp.devserver.chain import Chain, Scan
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
 from amp.devserver.names import check_aliases, check_references, dataset_name
+from amp.devserver.scans import for_files, make_table
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
 from amp.errors import QueryError
 
@@ -24,7 +25,7 @@ __all__ = ['Engine', 'Query', 'TableName']
 TableName = tuple[str, str]
 """A dataset and one of its tables."""
 
-RowsOf = Callable[[TableName], Sequence[pa.RecordBatch]]
+RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 
 _CATALOG = 'amp'
 _STORE = '_rows'
@@ -116,7 +117,7 @@ class Engine:
     def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
         # One partition: rows then leave a plan without UNION in the order of the table's rows.
         config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
-        context = SessionContext(config)
+        context = SessionContext(for_files(config))
         store = Schema.memory_schema(context)
         catalog = Catalog.memory_catalog(context)
         catalog.register_schema('public', store)
@@ -126,10 +127,8 @@ class Engine:
         tables: dict[TableName, Table] = {}
         for dataset, table in names:
             schema = self.datasets[dataset].schemas[table]
-            batches = list(rows_of((dataset, table))) or [pa.RecordBatch.from_pylist([], schema=schema)]
-            key = f'{dataset}.{table}'
-            context.register_record_batches(f'{_STORE}.public."{key}"', [batches])
-            tables[dataset, table] = store.table(key)
+            rows = rows_of((dataset, table))
+            tables[dataset, table] = make_table(context, store, f'{_STORE}.public', f'{dataset}.{table}', schema, rows)
         context.register_catalog_provider(_CATALOG, _Datasets(tables, asked))
         return context
 

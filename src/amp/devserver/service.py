@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from amp.devserver.chain import Chain, Snapshot
+from amp.devserver.chain import Chain, Scan, Snapshot
 from amp.devserver.engine import Engine, Query, TableName
 from amp.devserver.faults import EndOfResult, FaultError, Faults, Message
 from amp.devserver.microbatch import Cursor, encode_metadata, next_range, parse_cursors, range_of
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument, parse_statement
-from amp.errors import QueryError
+from amp.errors import QueryError, SourceError
 from amp.flight.protocol import decode_statement_query
 from amp.streaming.types import BlockRange
 
@@ -175,9 +175,8 @@ class AmpFlightServer(fl.FlightServerBase):
         ranges = self._common_ranges(snapshots)
         blocks = (ranges[0].start, ranges[0].end) if ranges else None
 
-        def rows_of(name: TableName) -> list[pa.RecordBatch]:
-            view = snapshots[name[0]]
-            return view.rows(name[1], view.first, view.last) if view.first is not None and view.last is not None else []
+        def rows_of(name: TableName) -> Scan:
+            return snapshots[name[0]].scan(name[1])
 
         metadata = encode_metadata(ranges, complete=False)
         sent = False
@@ -329,6 +328,9 @@ class _statuses:  # noqa: N801
         if isinstance(error, QueryError):
             error = self._explain(error) if self._explain is not None else error
             raise _status(str(error.context['code']), str(error)) from None
+        if isinstance(error, SourceError):
+            # The rows could not be read.
+            raise fl.FlightInternalError(f'query execution error | Caused by: {error}') from error
         if isinstance(error, FaultError):
             raise _status(error.code, str(error)) from None
         if isinstance(error, EndOfResult):

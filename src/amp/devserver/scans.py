@@ -1,0 +1,65 @@
+"""Rows of a snapshot as tables of DataFusion: those in memory as they are, those in files by DataFusion's own reader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+from datafusion import DataFrame, SessionConfig, SessionContext, col, lit
+from datafusion.catalog import Schema, Table
+
+from amp.devserver.chain import Scan, Stored
+
+__all__ = ['for_files', 'make_table']
+
+
+def for_files(config: SessionConfig) -> SessionConfig:
+    """The settings under which files give rows of the very types that they were written with, filtered while read."""
+    return (
+        config.set('datafusion.execution.parquet.schema_force_view_types', 'false')
+        .set('datafusion.execution.parquet.pushdown_filters', 'true')
+        .set('datafusion.execution.parquet.skip_metadata', 'true')
+    )
+
+
+def make_table(
+    context: SessionContext,
+    store: Schema,
+    prefix: str,
+    name: str,
+    schema: pa.Schema,
+    rows: Sequence[pa.RecordBatch] | Scan,
+) -> Table:
+    """A table of these rows, registered as `name` in the schema `store`, whose own name is `prefix`."""
+    if isinstance(rows, Scan) and rows.stored:
+        frames = [_stored(context, prefix, f'{name}:{at}', schema, part) for at, part in enumerate(rows.stored)]
+        if rows.batches:
+            context.register_record_batches(f'{prefix}."{name}:near"', [list(rows.batches)])
+            frames.append(context.table(f'{prefix}."{name}:near"'))
+        return _union(frames).into_view()
+    batches = list(rows.batches if isinstance(rows, Scan) else rows)
+    empty = [pa.RecordBatch.from_pylist([], schema=schema)]
+    context.register_record_batches(f'{prefix}."{name}"', [batches or empty])
+    return store.table(name)
+
+
+def _union(frames: list[DataFrame]) -> DataFrame:
+    whole = frames[0]
+    for frame in frames[1:]:
+        whole = whole.union(frame)
+    return whole
+
+
+def _stored(context: SessionContext, prefix: str, name: str, schema: pa.Schema, part: Stored) -> DataFrame:
+    quoted = f'{prefix}."{name}"'
+    context.register_listing_table(quoted, _url(part.path), schema=schema)
+    number = col('_block_num')
+    first, last = (lit(pa.scalar(bound, pa.uint64())) for bound in (part.first, part.last))
+    return context.table(quoted).filter((number >= first) & (number <= last))
+
+
+def _url(path: Path) -> str:
+    # A listing reads a folder only when its name ends with a slash.
+    text = str(path.resolve())
+    return f'{text}/' if path.is_dir() else text
