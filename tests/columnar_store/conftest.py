@@ -129,7 +129,12 @@ def images(store: DuckDBParquetStore) -> DuckDBParquetStore:
 
 PRELUDE = """
 import sys
-sys.modules['pandas'] = None  # no dependency, and slow to import
+class NoPandas:  # no dependency, and slow to import
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name == 'pandas':
+            raise ImportError(name)
+sys.meta_path.insert(0, NoPandas)
 from amplify_db_utils import *
 from tests.columnar_store.models import *
 store = DuckDBParquetStore(DuckDBParquetConfig(root=sys.argv[1]))

@@ -43,6 +43,7 @@ _FAMILIES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
     ('map', pa.types.is_map),
 )
 
+_INFERRED = {pa.string(), pa.int64()}  # not real numbers: with those Arrow takes True for 1.0
 _FOREIGN: dict[str, tuple[type, ...]] = {
     _NUMBER: (bool,),
     _TEXT: (bytes,),
@@ -187,6 +188,10 @@ def _no_dict(part: Sequence[Any], start: int) -> str:
 def _array(values: list[Any], field: Field, start: int) -> Array:
     kind = field.type
     try:
+        if kind in _INFERRED:
+            array = _inferred(values)
+            if array is not None and array.type == kind:
+                return array
         _check_kinds(values, field, start)
         if pa.types.is_timestamp(kind) and kind.unit == 'us':
             return _moments(values, kind)
@@ -197,6 +202,14 @@ def _array(values: list[Any], field: Field, start: int) -> Array:
         if pa.types.is_large_string(kind) and any(isinstance(value, dict | list) for value in values):
             return _json(values, field, start)
         raise BadRecord(_which(values, field, start, error)) from error
+
+
+def _inferred(values: list[Any]) -> Array | None:
+    """The values as Arrow takes them by itself: of one kind, then, with nothing converted."""
+    try:
+        return _plain(values, None)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
 
 
 def _plain(values: list[Any], kind: Kind) -> Array:
