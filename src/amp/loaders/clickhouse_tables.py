@@ -27,6 +27,8 @@ COMMITTED = '_committed'
 _BLOCKS = ('_block_num', 'block_num', 'block_number', 'number')
 _VIEW_COMMENT = 'amp: the rows of finished units'
 _KEYED_BY = 'newest row of each key: '
+# Blocks as they come in make one file each, not two a column: less to wait for. Merges make them columns.
+_SMALL_PART = 64 * 1024**2
 _INDEX = '_amp_tx_id_range'
 
 logger = logging.getLogger('amp.loaders.clickhouse')
@@ -108,7 +110,7 @@ class ClickHouseTables:
         if TX_ID in schema.names:
             listed.append(f'INDEX {_INDEX} {quote(TX_ID)} TYPE minmax GRANULARITY 1')
         order = _order(schema)
-        settings = []
+        settings = [f'min_bytes_for_wide_part = {_SMALL_PART}']
         if order is not None and order.nullable:
             settings.append('allow_nullable_key = 1')
         if self._session.config.durable:
@@ -116,7 +118,7 @@ class ClickHouseTables:
         self._session.do(
             f'CREATE TABLE IF NOT EXISTS {self.quoted(name)} ({", ".join(listed)}) '
             f'ENGINE = MergeTree ORDER BY {quote(order.name) if order is not None else "tuple()"}'
-            + (f' SETTINGS {", ".join(settings)}' if settings else '')
+            f' SETTINGS {", ".join(settings)}'
         )
 
     def add_columns(self, fields: Sequence[pa.Field[Any]], name: str) -> None:

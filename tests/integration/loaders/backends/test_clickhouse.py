@@ -88,10 +88,6 @@ class TestFolderStreaming(BaseStreamingTests):
     config = FolderConfig()
 
 
-class TestFolderTypes(BaseTypeTests):
-    config = FolderConfig()
-
-
 @pytest.fixture
 def own_database(clickhouse_test_config):
     """A configuration whose database (with a name that must be quoted) is this test's own."""
