@@ -83,3 +83,19 @@ def test_the_examples_of_the_page_about_labels(server, tmp_path):
         done = run(here, tmp_path)
         assert done.returncode == 0, f'{example}\n{done.stderr}'
         assert done.stdout.strip() or example[0] == 'amp'
+
+
+def test_pages_that_are_tables_of_the_code_are_up_to_date():
+    done = run([sys.executable, str(REPOSITORY / 'scripts' / 'generate_docs.py'), '--check'], REPOSITORY)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('page', ['resilience', 'parallel_streaming'])
+def test_the_examples_of_a_page(page, server, tmp_path):
+    text = (REPOSITORY / 'docs' / f'{page}.md').read_text()
+    examples = blocks('python', text)
+    assert examples
+    for code in examples:
+        here = code.replace('grpc://localhost:1602', server).replace('max_block=1_000', 'max_block=30')
+        done = run([sys.executable, '-c', here], tmp_path)
+        assert done.returncode == 0, done.stderr
