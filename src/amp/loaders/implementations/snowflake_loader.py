@@ -312,8 +312,8 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
 
         def batches() -> Iterator[pa.RecordBatch]:
             listed = ', '.join(map(quote, columns))
-            with self.explained(table_name), self.sessions.borrowed() as session:
-                for table in session.tables(f'SELECT {listed} FROM {quoted(table_name)}{where}'):
+            with self.explained(table_name):
+                for table in self.own.tables(f'SELECT {listed} FROM {quoted(table_name)}{where}'):
                     yield from table.rename_columns(schema.names).cast(schema).to_batches()
 
         return pa.RecordBatchReader.from_batches(schema, batches())

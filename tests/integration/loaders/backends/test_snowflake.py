@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pyarrow as pa
 import pytest
@@ -624,3 +625,30 @@ def test_a_session_that_broke_is_opened_again(db, table):
     db.sessions.give(session)
     assert db.load_table(pa.table({'x': [2]}), table).success
     assert db.get_table_info(table)['row_count'] == 2
+
+
+PAGE = (Path(__file__).parents[4] / 'docs' / 'destinations' / 'snowflake.md').read_text()
+
+
+def test_the_example_of_the_page_runs(config, capsys):
+    [example] = re.findall(r'```python\n(.*?)```', PAGE, flags=re.DOTALL)
+    where = {
+        key: value for key, value in config.items() if key not in {'account', 'user', 'password', 'port', 'database'}
+    }
+    host = f'{config["account"]}:{config["port"]}' if 'port' in config else config['account']
+    url = f'snowflake://{config["user"]}:{quote(config["password"])}@{host}/{config["database"]}?{urlencode(where)}'
+    found = re.search(r"'(snowflake://[^']+)'", example)[1]
+    exec(compile(example.replace(found, url), 'snowflake.md', 'exec'), {})
+    assert capsys.readouterr().out == '2 2\n'
+    with SnowflakeLoader(config) as db:
+        db.own.run('DROP TABLE blocks')
+
+
+def test_the_page_shows_the_statements_that_are_sent(config, table, recorded):
+    notes, _ = recorded
+    with SnowflakeLoader({**config, 'pool_size': 1}) as db:
+        stream(db, table, response(eth(0, 9, '0xa'), 1))
+        stream(db, table, response(eth(0, 10, '0xb'), 2))
+    [shown] = re.findall(r'```sql\n(.*?)```', PAGE, flags=re.DOTALL)
+    words = [line.split()[0] for line in shown.splitlines()]
+    assert [sql.split()[0] for sql in notes['pool']][-len(words) :] == words
