@@ -47,6 +47,8 @@ except ImportError:  # pyiceberg without a SQL catalog
 __all__ = ['LOCK_SECONDS', 'CatalogTables', 'config_from_iceberg_url', 'explained', 'is_transient_failure']
 
 LOCK_SECONDS = 30
+_NUMBERS = ('compact_every', 'expire_every', 'keep_snapshots', 'keep_minutes')
+_SWITCH = {'true': True, '1': True, 'false': False, '0': False}
 _PLAIN_NAME = re.compile(r'[A-Za-z0-9_\-]{1,100}')
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -66,6 +68,8 @@ def config_from_iceberg_url(url: str) -> dict[str, Any]:
     own |= {
         key: _number(key, given.pop(key)) for key in ('compact_every', 'expire_every', 'keep_snapshots') if key in given
     }
+    if 'sync' in given:
+        own['sync'] = _switch('sync', given.pop('sync'))
     rest = rest.partition('?')[0]
     if not kind:
         if not rest.startswith('/') or not rest.removeprefix('/'):
@@ -94,15 +98,21 @@ def _number(key: str, value: str) -> int:
         raise ConfigError(f'{value!r} is not a value for {key}') from error
 
 
+def _switch(key: str, value: str) -> bool:
+    if value.lower() not in _SWITCH:
+        raise ConfigError(f'{value!r} is not a value for {key}')
+    return _SWITCH[value.lower()]
+
+
 class CatalogTables:
     """The tables of one namespace of a catalog. Raises DestinationError with what is wrong."""
 
-    def __init__(self, warehouse: str, catalog_config: Mapping[str, Any], namespace: str) -> None:
+    def __init__(self, warehouse: str, catalog_config: Mapping[str, Any], namespace: str, *, sync: bool = True) -> None:
         self.namespace = tuple(namespace.split('.'))
         self._warehouse = warehouse or str(catalog_config.get('warehouse', ''))
         self.shown = warehouse or redact(str(catalog_config.get('uri') or catalog_config.get('name') or 'the catalog'))
         with explained(self.shown):
-            self.catalog = _open(self._warehouse, catalog_config)
+            self.catalog = _open(self._warehouse, catalog_config, sync)
             with suppress(NamespaceAlreadyExistsError):
                 self.catalog.create_namespace_if_not_exists(self.namespace)
 
@@ -152,8 +162,10 @@ class CatalogTables:
         return f'{root}/{"/".join(self.namespace)}/{folder}-{digest}' if root else None
 
 
-def _open(warehouse: str, given: Mapping[str, Any]) -> Catalog:
+def _open(warehouse: str, given: Mapping[str, Any], sync: bool) -> Catalog:
     properties = {key: str(value) for key, value in given.items() if key != 'name'}
+    if sync and '://' not in warehouse.removeprefix('file://'):
+        properties.setdefault('py-io-impl', 'amp.loaders.iceberg_io.SyncedFileIO')
     name = str(given.get('name', 'default'))
     if 'uri' in properties or ('type' in properties and properties['type'] != 'sql') or 'name' in given:
         if warehouse:

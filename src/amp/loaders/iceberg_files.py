@@ -158,7 +158,7 @@ class DataWriter:
         """Delete every file of this writer."""
         for part in self._parts.values():
             if part.writer is not None:
-                with suppress(OSError, pa.ArrowException, ValueError):
+                with suppress(OSError, pa.ArrowException, ValueError, RuntimeError):
                     part.writer.close()
         self._parts.clear()
         delete_files(self._io, self._paths)

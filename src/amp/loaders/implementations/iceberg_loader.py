@@ -39,7 +39,8 @@ class IcebergStorageConfig:
     'day'}`, or `'day(timestamp)'`, or `'bucket[16](address)'`. `default_table_properties` of new tables.
 
     After every `compact_every` commits of a stream small final files are merged, after every `expire_every` snapshots
-    expire but the newest `keep_snapshots` and those of the last `keep_minutes` (0 turns either off).
+    expire but the newest `keep_snapshots` and those of the last `keep_minutes` (0 turns either off). With `sync` files on
+    a local disk are on the disk before a commit names them.
     """
 
     warehouse: str = ''
@@ -51,6 +52,7 @@ class IcebergStorageConfig:
     expire_every: int = 64
     keep_snapshots: int = 64
     keep_minutes: float = 30.0
+    sync: bool = True
 
 
 class IcebergLoader(DataLoader[IcebergStorageConfig]):
@@ -95,7 +97,7 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
     def connect(self) -> None:
         """Open the catalog, making warehouse and namespace when they are not there. Raises DestinationError."""
         config = self.config
-        self._tables = CatalogTables(config.warehouse, config.catalog_config, config.namespace)
+        self._tables = CatalogTables(config.warehouse, config.catalog_config, config.namespace, sync=config.sync)
         self._upkeep = Upkeep(config.compact_every, config.expire_every, config.keep_snapshots, config.keep_minutes)
         self._is_connected = True
 

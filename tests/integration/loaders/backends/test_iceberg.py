@@ -702,8 +702,8 @@ def test_configuration_and_urls_are_checked_by_name(tmp_path):
     with pytest.raises(ConfigError, match='inside the destination'):
         IcebergLoader({'warehouse': 'x', 'state': {'storage': 'memory'}})
     assert IcebergLoader({'url': 'iceberg:///lake'}).config.warehouse == 'lake'
-    at = IcebergLoader({'url': 'iceberg:////data/lake?namespace=raw&compact_every=0'}).config
-    assert (at.warehouse, at.namespace, at.compact_every) == ('/data/lake', 'raw', 0)
+    at = IcebergLoader({'url': 'iceberg:////data/lake?namespace=raw&compact_every=0&sync=false'}).config
+    assert (at.warehouse, at.namespace, at.compact_every, at.sync) == ('/data/lake', 'raw', 0, False)
     rest = IcebergLoader({'url': 'iceberg+https://catalog.example/api?warehouse=prod&token=t0p'}).config.catalog_config
     assert rest == {'type': 'rest', 'uri': 'https://catalog.example/api', 'warehouse': 'prod', 'token': 't0p'}
     sql = IcebergLoader({'url': f'iceberg+sqlite:///{tmp_path}/c.db?warehouse={tmp_path}/files'})
@@ -888,3 +888,27 @@ def test_files_that_others_wrote_are_read_replaced_and_left_in_place(lake, tmp_p
         (600, 'no field ids'),
     ]
     assert len(numbers(lake)) == 4
+
+
+def test_files_are_on_the_disk_before_the_catalog_names_them(lake):
+    stream(lake, response(eth(0, 9, '0xa'), 1))
+    assert type(lake.tables.get('t').io).__name__ == 'SyncedFileIO'
+    with IcebergLoader({'warehouse': lake.config.warehouse, 'sync': False}) as careless:
+        assert type(careless.tables.get('t').io).__name__ == 'PyArrowFileIO'
+        stream(careless, response(eth(10, 19, '0xb', '0xa'), 11))
+    assert numbers(lake) == [1, 11]
+
+
+def test_a_lost_metadata_file_is_one_step_back_for_rows_and_position_together(lake):
+    """What the page says of a power cut without sync: the catalog is pointed at the file before, and streams go on."""
+    stream(lake, response(eth(0, 9, '0xa'), 1), response(eth(10, 19, '0xb', '0xa'), 11))
+    older = lake.tables.get('t').metadata_location
+    stream(lake, response(eth(20, 29, '0xc', '0xb'), 21))
+    Path(lake.tables.get('t').metadata_location.removeprefix('file://')).unlink()
+    with pytest.raises(DestinationError, match='names a file that is gone'):
+        lake.scan('t')
+    lake.tables.drop('t')
+    lake.tables.catalog.register_table((*lake.tables.namespace, 't'), older)
+    assert numbers(lake) == [1, 11]
+    stream(lake, response(eth(20, 29, '0xd', '0xb'), 22))
+    assert numbers(lake) == [1, 11, 22]
