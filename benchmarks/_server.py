@@ -1,7 +1,8 @@
 """A bare pyarrow Flight server in a process of its own: rows like the logs of a chain, with Amp's metadata.
 
 It knows one command: the query `rows=N` (any SQL around it) answers with N rows in batches like those of a real
-server (2 MiB), made once and repeated, so that the server is never what is measured.
+server (2 MiB), made once and repeated, so that the server is never what is measured. `blocks=N` in it says how many
+blocks the answer claims to cover, and AMP_LATENCY how many seconds pass before each result.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,31 +98,40 @@ class BareServer(fl.FlightServerBase):
     def __init__(self) -> None:
         super().__init__('grpc://127.0.0.1:0')
         self._batches = make_batches()
+        self._latency = float(os.environ.get('AMP_LATENCY', '0'))
 
     def get_flight_info(self, context: fl.ServerCallContext, descriptor: fl.FlightDescriptor) -> fl.FlightInfo:
-        found = re.search(rb'rows=(\d+)', descriptor.command)
-        ticket = found.group(1) if found else b'0'
+        rows, blocks = (re.search(name + rb'=(\d+)', descriptor.command) for name in (b'rows', b'blocks'))
+        asked = rows.group(1) if rows and b'LIMIT 0' not in descriptor.command else b'0'
+        ticket = asked + b' ' + (blocks.group(1) if blocks else asked)
         return fl.FlightInfo(self._batches[0].schema, descriptor, [fl.FlightEndpoint(ticket, [])], -1, -1)
 
     def do_get(self, context: fl.ServerCallContext, ticket: fl.Ticket) -> fl.FlightDataStream:
-        rows = int(ticket.ticket)
-        return fl.GeneratorStream(self._batches[0].schema, self._messages(rows))
+        rows, blocks = map(int, ticket.ticket.split())
+        time.sleep(self._latency)
+        return fl.GeneratorStream(self._batches[0].schema, self._messages(rows, max(blocks, 1)))
 
-    def _messages(self, rows: int) -> Iterator[tuple[pa.RecordBatch, bytes]]:
-        open_metadata = metadata(max(rows, 1), complete=False)
+    def _messages(self, rows: int, blocks: int) -> Iterator[tuple[pa.RecordBatch, bytes]]:
+        open_metadata = metadata(blocks, complete=False)
         sent = 0
         while sent < rows:
             batch = self._batches[sent // BATCH_ROWS % len(self._batches)]
             batch = batch.slice(0, min(batch.num_rows, rows - sent))
             yield batch, open_metadata
             sent += batch.num_rows
-        yield self._batches[0].slice(0, 0), metadata(max(rows, 1), complete=True)
+        yield self._batches[0].slice(0, 0), metadata(blocks, complete=True)
 
 
 @contextmanager
-def bare_server() -> Iterator[str]:
+def bare_server(latency: float = 0) -> Iterator[str]:
     """The URL of a server in a new process, which ends with the context."""
-    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdout=subprocess.PIPE,
+        stdin=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'AMP_LATENCY': str(latency)},
+    )
     assert process.stdout is not None
     try:
         yield f'grpc://127.0.0.1:{int(process.stdout.readline())}'
