@@ -50,26 +50,28 @@ class Scan:
     def table(self) -> pa.Table:
         """All of it, with the declared types. Raises DamagedData."""
         with _damage():
-            table = self._dataset.to_table(columns=self._projection, filter=self._filter, **_READING)
-        self._check_rows(table.num_rows)
-        return self._declare(table)
+            table = self._dataset.to_table(columns=self.columns, filter=self._filter, **_READING)
+            self._check_rows(table.num_rows)
+            return self._declare(table)
 
     def stored_table(self) -> pa.Table:
         """All of it, with the stored types. Raises DamagedData."""
         with _damage():
-            table = self._dataset.to_table(columns=self._projection, filter=self._filter, **_READING)
+            table = self._dataset.to_table(columns=self.columns, filter=self._filter, **_READING)
             self._check_rows(table.num_rows)
             return table.cast(self.stored)
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The same in batches, read a little ahead. Raises DamagedData."""
         for batch in self.stored_batches():
-            yield from self._declare(pa.Table.from_batches([batch])).to_batches()
+            with _damage():
+                declared = self._declare(pa.Table.from_batches([batch])).to_batches()
+            yield from declared
 
     def stored_batches(self) -> Iterator[pa.RecordBatch]:
         """The batches with the stored types. Raises DamagedData."""
         scanner = self._dataset.scanner(
-            columns=self._projection,
+            columns=self.columns,
             filter=self._filter,
             batch_size=_BATCH,
             batch_readahead=4,
@@ -102,10 +104,6 @@ class Scan:
         with _damage():
             rows: int = self._dataset.count_rows(filter=self._filter, **_READING)
         return rows
-
-    @property
-    def _projection(self) -> list[str]:
-        return self.columns
 
     @property
     def _filter(self) -> pc.Expression | None:
@@ -179,6 +177,8 @@ def _prune(snapshot: Snapshot, on_keys: Sequence[Condition], others: Sequence[Co
 def _damage() -> Iterator[None]:
     try:
         yield
+    except DamagedData:
+        raise
     except (OSError, pa.ArrowException) as error:
         raise DamagedData(f'a data file is gone or damaged: {error}') from error
 

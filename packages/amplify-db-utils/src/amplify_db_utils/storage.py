@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ class Storage:
         """The log library's storage options; None on a local disk."""
         self._aliases: tempfile.TemporaryDirectory[str] | None = None
         self._alias_of: dict[str, Path] = {}
+        self._lock = threading.Lock()
 
     @property
     def local(self) -> bool:
@@ -53,15 +55,18 @@ class Storage:
     def _alias(self, directory: str, root: Path) -> Path:
         # The log library misreads %XX, brackets and backslashes in a path, and resolves links to it. A harmless
         # directory whose _delta_log is a link hides the path from it; it never touches anything but the log.
-        if directory not in self._alias_of:
-            if self._aliases is None:
-                self._aliases = tempfile.TemporaryDirectory(prefix='amplify-db-utils-')
-            alias = Path(self._aliases.name) / str(len(self._alias_of))
-            alias.mkdir()
-            (root / directory / _LOG).mkdir(parents=True, exist_ok=True)
-            (alias / _LOG).symlink_to(root / directory / _LOG, target_is_directory=True)
-            self._alias_of[directory] = alias
-        return self._alias_of[directory]
+        with self._lock:
+            return self._alias_of.get(directory) or self._new_alias(directory, root)
+
+    def _new_alias(self, directory: str, root: Path) -> Path:
+        if self._aliases is None:
+            self._aliases = tempfile.TemporaryDirectory(prefix='amplify-db-utils-')
+        alias = Path(self._aliases.name) / str(len(self._alias_of))
+        alias.mkdir()
+        (root / directory / _LOG).mkdir(parents=True, exist_ok=True)
+        (alias / _LOG).symlink_to(root / directory / _LOG, target_is_directory=True)
+        self._alias_of[directory] = alias
+        return alias
 
     def has_log(self, directory: str) -> bool:
         """Whether a transaction log has begun there."""
