@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from amp.testing.conformance import Conformance, Destination, Trial
+from amp.testing.conformance import Conformance, Destination, Scenario, Trial
+from amp.testing.scenarios import SCENARIOS
 from amp.testing.suite import ExactlyOnceTests
 
 
@@ -32,6 +33,17 @@ class TestIceberg(ExactlyOnceTests):
 
     test_a_few_crashes = slow(ExactlyOnceTests.test_a_few_crashes)
     test_kills_at_random_moments = slow(ExactlyOnceTests.test_kills_at_random_moments)
+
+    @pytest.mark.parametrize(
+        'scenario',
+        [
+            *(s for s in SCENARIOS if s.name == 'reorg inside a range'),
+            *(pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS if s.name == 'backlog'),
+        ],
+        ids=str,
+    )
+    def test_a_crash_at_every_point(self, kit: Conformance, scenario: Scenario):
+        super().test_a_crash_at_every_point(kit, scenario)
 
     def make_destination(self, tmp_path):
         # Files are merged and snapshots expire often, so that they do in the middle of everything else.
