@@ -1,0 +1,72 @@
+"""Counters and gauges for Prometheus. They move only when rows are durable. Needs the extra `prometheus`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from amp.errors import MissingExtraError
+from amp.events import Committed, Event, Retrying, Undone, listen
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+__all__ = ['watch']
+
+_LABELS = ('loader', 'table', 'stream')
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+
+
+def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
+    """Keep metrics in `registry` (default: the library's own) until the function that is returned is called.
+
+    `amp_rows_total`, `amp_bytes_total`, `amp_commits_total`, `amp_commit_seconds`, `amp_reorgs_total`,
+    `amp_rows_undone_total`, `amp_retries_total` (by kind), `amp_position` (by network). Raises MissingExtraError.
+    """
+    try:
+        from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+    except ImportError as error:
+        raise MissingExtraError('prometheus', 'prometheus-client') from error
+    own = registry if registry is not None else REGISTRY
+    rows = Counter('amp_rows', 'Rows that are durable', _LABELS, registry=own)
+    size = Counter('amp_bytes', 'Their bytes in Arrow', _LABELS, registry=own)
+    commits = Counter('amp_commits', 'Commits', _LABELS, registry=own)
+    seconds = Histogram(
+        'amp_commit_seconds', 'From the first row of a unit to its commit', _LABELS, buckets=_SECONDS, registry=own
+    )
+    reorgs = Counter('amp_reorgs', 'Reorgs that were undone', _LABELS, registry=own)
+    undone = Counter('amp_rows_undone', 'Rows that reorgs took back', _LABELS, registry=own)
+    retries = Counter('amp_retries', 'Failures that were tried again', ('what', 'kind'), registry=own)
+    position = Gauge('amp_position', 'The newest block that is durable', (*_LABELS, 'network'), registry=own)
+
+    def on(event: Event) -> None:
+        if isinstance(event, Retrying):
+            retries.labels(event.what, event.kind).inc()
+            return
+        labels = (event.loader, event.table, event.stream or '')
+        if isinstance(event, Undone):
+            reorgs.labels(*labels).inc()
+            undone.labels(*labels).inc(event.rows or 0)
+            return
+        rows.labels(*labels).inc(event.rows)
+        size.labels(*labels).inc(event.bytes)
+        commits.labels(*labels).inc()
+        seconds.labels(*labels).observe(event.seconds)
+        for network, number in positions(event).items():
+            position.labels(*labels, network).set(number)
+
+    stop = listen(on)
+
+    def end() -> None:
+        stop()
+        for metric in (rows, size, commits, seconds, reorgs, undone, retries, position):
+            own.unregister(metric)
+
+    return end
+
+
+def positions(event: Committed) -> dict[str, int]:
+    """Network to the number of its newest durable block."""
+    return {
+        network: int(at['number']) for network, at in event.position.items() if isinstance(at, dict) and 'number' in at
+    }

@@ -1,0 +1,65 @@
+"""Metrics and logs of a real stream: they move when rows are durable, and only then."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from prometheus_client import CollectorRegistry
+
+from amp.devserver import LocalAmp
+from amp.instrumentation import logs, opentelemetry, prometheus
+from tests.support.following import stored, until_head
+
+pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
+
+
+@pytest.fixture
+def amp():
+    with LocalAmp.simulate(seed=4, blocks=20, logs_per_block=(1, 3)) as server:
+        yield server
+
+
+def test_metrics_are_what_is_stored(amp, tmp_path, caplog):
+    destination = f'duckdb:///{tmp_path}/chain.db'
+    registry, reader = CollectorRegistry(), InMemoryMetricReader()
+    caplog.set_level(logging.INFO, 'amp.events')
+    stops = [prometheus.watch(registry), opentelemetry.watch(MeterProvider([reader])), logs.watch()]
+    try:
+        until_head(amp, destination)
+        amp.reorg(3)
+        until_head(amp, destination)
+        labels = {'loader': 'duckdb', 'table': 'logs', 'stream': 'logs'}
+        rows = registry.get_sample_value('amp_rows_total', labels)
+        undone = registry.get_sample_value('amp_rows_undone_total', labels)
+        assert rows - undone == len(stored(destination))
+        assert registry.get_sample_value('amp_reorgs_total', labels) == 1
+        assert registry.get_sample_value('amp_position', {**labels, 'network': 'simnet'}) == amp.head[0]
+        found = {
+            m.name: m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics
+        }
+        assert sum(p.value for p in found['amp.rows'].data.data_points) == rows
+        assert sum(p.value for p in found['amp.reorgs'].data.data_points) == 1
+    finally:
+        for stop in stops:
+            stop()
+    told = [record for record in caplog.records if record.name == 'amp.events']
+    assert {record.amp_event for record in told} == {'committed', 'undone'}
+    assert sum(record.amp_rows for record in told if record.amp_event == 'committed') == rows
+    before = len(told)
+    amp.mine(2)
+    until_head(amp, destination)
+    assert len([record for record in caplog.records if record.name == 'amp.events']) == before
+
+
+def test_they_cost_nothing_when_unused():
+    code = (
+        'import sys, amp.instrumentation.prometheus, amp.instrumentation.opentelemetry, amp.instrumentation.logs; '
+        "print([m for m in sys.modules if m.startswith(('prometheus_client', 'opentelemetry'))])"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == '[]'
