@@ -88,7 +88,7 @@ class MissingExtraError(ConfigError, ImportError):
 
     def __init__(self, extra: str, driver: str) -> None:
         super().__init__(
-            f'the {extra} destination needs the package {driver!r}, which is not installed',
+            f'{extra} needs the package {driver!r}, which is not installed',
             hint=f"pip install 'amp-python[{extra}]'",
             extra=extra,
             driver=driver,
