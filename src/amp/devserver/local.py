@@ -1,59 +1,58 @@
-"""LocalAmp: a server, its chain, and the handles by which tests, the CLI and the demo drive them."""
+"""LocalAmp: a server, its datasets, and the handles by which tests, the CLI and the demo drive them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 import pyarrow as pa
 
-from amp.devserver import schemas
-from amp.devserver.chain import Block, Chain
+from amp.devserver.chain import Chain
 from amp.devserver.engine import Engine
 from amp.devserver.faults import Faults
 from amp.devserver.friendly import friendly as explain
-from amp.devserver.node import EvmNode
 from amp.devserver.parquet import load_directory
-from amp.devserver.rpc import EvmFollower, network_of
+from amp.devserver.ports import check_free
 from amp.devserver.service import AmpFlightServer
 from amp.devserver.simulator import Simulator
+from amp.devserver.sources import RpcOptions, Source, node_source, simulated_source
 from amp.errors import ConfigError, QueryError, SourceError
 
-__all__ = ['LocalAmp']
+__all__ = ['Listening', 'LocalAmp']
+
+
+class Listening(TypedDict, total=False):
+    """How a local Amp listens and answers; every key may be left out.
+
+    `port` 0 is a free one. A bearer token is asked for only when `token` is given, so that clients can be tested.
+    `friendly` explains errors to people, where Amp's own texts and codes would do.
+    """
+
+    host: str
+    port: int
+    token: str | None
+    friendly: bool
+    microbatch_max_blocks: int
 
 
 class LocalAmp:
-    """A local Amp over simulated, stored or real blocks. Make one with `simulate`, `from_parquet` or `from_rpc`.
+    """A local Amp over simulated, stored or real blocks.
 
-    It listens on the loopback interface unless told otherwise, and is a development server: a bearer token is asked for
-    only when `token` is given, so that clients can be tested. Its errors are Amp's, unless `friendly` asks for better ones.
-    As a context manager it starts and stops itself.
+    Make one with `simulate`, `from_parquet`, `from_rpc` or `from_config`. It listens on the loopback interface unless told
+    otherwise, and is a development server. As a context manager it starts and stops itself. What tests do to a chain is
+    done to the first dataset, unless they name another.
     """
 
-    def __init__(
-        self,
-        chains: dict[str, Chain],
-        *,
-        simulator: Simulator | None = None,
-        follower: EvmFollower | None = None,
-        microbatch_max_blocks: int = 1000,
-        host: str = '127.0.0.1',
-        port: int = 0,
-        token: str | None = None,
-        friendly: bool = False,
-        nodes: dict[str, EvmNode] | None = None,
-    ) -> None:
+    def __init__(self, sources: Mapping[str, Source], **listening: Unpack[Listening]) -> None:
         self.faults = Faults()
-        self._chains = chains
-        self._simulator = simulator
-        self._follower = follower
-        self._max_blocks = microbatch_max_blocks
-        self._host = host
-        self._port = port
-        self._token = token
-        self._friendly = friendly
-        self._nodes = nodes or {}
+        self._sources = dict(sources)
+        self._host = listening.get('host', '127.0.0.1')
+        self._port = listening.get('port', 0)
+        self._token = listening.get('token')
+        self._friendly = listening.get('friendly', False)
+        self._max_blocks = listening.get('microbatch_max_blocks', 1000)
         self._server: AmpFlightServer | None = None
 
     @classmethod
@@ -66,43 +65,22 @@ class LocalAmp:
         dataset: str = 'eth_rpc',
         logs_per_block: int | tuple[int, int] = 10,
         first_block: int = 0,
-        microbatch_max_blocks: int = 1000,
-        host: str = '127.0.0.1',
-        port: int = 0,
-        token: str | None = None,
-        friendly: bool = False,
-    ) -> LocalAmp:
+        **listening: Unpack[Listening],
+    ) -> Self:
         """A made-up chain of `blocks` blocks; the same seed gives the same rows."""
-        chain = Chain(network, schemas.EVM_RPC)
-        simulator = Simulator(chain, seed=seed, logs_per_block=logs_per_block, first_block=first_block)
-        simulator.mine(blocks)
-        return cls(
-            {dataset: chain},
-            simulator=simulator,
-            microbatch_max_blocks=microbatch_max_blocks,
-            host=host,
-            port=port,
-            token=token,
-            friendly=friendly,
+        source = simulated_source(
+            network, seed=seed, blocks=blocks, logs_per_block=logs_per_block, first_block=first_block
         )
+        return cls({dataset: source}, **listening)
 
     @classmethod
-    def from_parquet(
-        cls,
-        directory: str | Path,
-        *,
-        network: str | None = None,
-        microbatch_max_blocks: int = 1000,
-        host: str = '127.0.0.1',
-        port: int = 0,
-        token: str | None = None,
-        friendly: bool = False,
-    ) -> LocalAmp:
-        """The datasets of a directory of raw tables: `<directory>/<dataset>/<table>.parquet`. Raises ConfigError."""
+    def from_parquet(cls, directory: str | Path, *, network: str | None = None, **listening: Unpack[Listening]) -> Self:
+        """The datasets of a directory of raw tables: `<directory>/<dataset>/<table>.parquet`.
+
+        Raises ConfigError, and SourceError for a damaged file.
+        """
         chains = load_directory(Path(directory), network=network)
-        return cls(
-            chains, microbatch_max_blocks=microbatch_max_blocks, host=host, port=port, token=token, friendly=friendly
-        )
+        return cls({name: Source(chain) for name, chain in chains.items()}, **listening)
 
     @classmethod
     def from_rpc(
@@ -113,60 +91,68 @@ class LocalAmp:
         dataset: str = 'eth_rpc',
         start_block: int = 0,
         poll_seconds: float = 0.25,
-        microbatch_max_blocks: int = 1000,
-        host: str = '127.0.0.1',
-        port: int = 0,
-        token: str | None = None,
-        friendly: bool = False,
-    ) -> LocalAmp:
+        store: str | Path | None = None,
+        workers: int = 4,
+        calls_per_second: float | None = None,
+        finality: int | None = None,
+        timeout: float = 30,
+        **listening: Unpack[Listening],
+    ) -> Self:
         """The blocks of an EVM node, followed from `start_block` for as long as the server runs.
 
         Without `network` the node is asked for its chain id, and ConnectError is raised when it does not answer. A node
-        that falls silent later is waited for; `source_error` then says why.
+        that falls silent later is waited for; `source_error` then says why. With `store`, a folder, final blocks are kept
+        in Parquet files and served from there; the next server goes on where they end. ConfigError is raised when they are
+        of another chain.
         """
-        node = EvmNode(url)
-        chain = Chain(network or network_of(node), schemas.EVM_RPC)
-        follower = EvmFollower(chain, node, start_block=start_block, poll_seconds=poll_seconds)
-        return cls(
-            {dataset: chain},
-            follower=follower,
-            nodes={dataset: node},
-            microbatch_max_blocks=microbatch_max_blocks,
-            host=host,
-            port=port,
-            token=token,
-            friendly=friendly,
+        options = RpcOptions(
+            start_block=start_block,
+            poll_seconds=poll_seconds,
+            store=Path(store) if store is not None else None,
+            workers=workers,
+            calls_per_second=calls_per_second,
+            finality=finality,
+            timeout=timeout,
         )
+        return cls({dataset: node_source(url, network, options)}, **listening)
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.close()
 
     def start(self) -> Self:
-        """Listen. A port of 0 becomes a free one, which a later start takes again."""
+        """Listen. A port of 0 becomes a free one, which a later start takes again. Raises ConfigError for one in use."""
         if self._server is None:
+            check_free(self._host, self._port)
+            nodes = {name: source.node for name, source in self._sources.items() if source.node is not None}
             self._server = AmpFlightServer(
                 f'grpc://{self._host}:{self._port}',
-                Engine(self._chains, self._nodes),
+                Engine(self._chains, nodes),
                 self.faults,
                 microbatch_max_blocks=self._max_blocks,
                 token=self._token,
                 explain=self._explained if self._friendly else None,
             )
             self._port = self._server.port
-            if self._follower is not None:
-                self._follower.start()
+            for source in self._sources.values():
+                source.start()
         return self
 
     def stop(self) -> None:
-        """End open streams and stop listening; the chain is kept, and `start` serves it again."""
+        """End open streams and stop listening; the chains are kept, and `start` serves them again."""
         if self._server is not None:
-            if self._follower is not None:
-                self._follower.stop()
+            for source in self._sources.values():
+                source.stop()
             self._server.close()
             self._server = None
+
+    def close(self) -> None:
+        """Stop for good, and let another server have the stores."""
+        self.stop()
+        for source in self._sources.values():
+            source.close()
 
     @property
     def url(self) -> str:
@@ -181,19 +167,30 @@ class LocalAmp:
         return self._chain().network
 
     @property
+    def _chains(self) -> dict[str, Chain]:
+        return {name: source.chain for name, source in self._sources.items()}
+
+    @property
     def datasets(self) -> dict[str, tuple[str, ...]]:
         """The tables of each dataset."""
         return {name: tuple(chain.schemas) for name, chain in self._chains.items()}
 
     @property
     def head(self) -> tuple[int, str] | None:
-        """Number and hash of the latest block that queries see; None before the first."""
-        block = self._chain().head
+        """Number and hash of the latest block of the first dataset that queries see; None before there is one."""
+        return self.head_of(None)
+
+    def head_of(self, dataset: str | None) -> tuple[int, str] | None:
+        """Number and hash of the latest block of a dataset that queries see; None before there is one."""
+        block = self._chain(dataset).head
         return (block.number, block.hash) if block is not None else None
 
-    def block_hash(self, number: int) -> str:
+    def block_hash(self, number: int, *, dataset: str | None = None) -> str:
         """The hash of a canonical block. Raises KeyError when there is none of that number."""
-        return self._block(number).hash
+        block = self._chain(dataset).snapshot().canonical(number)
+        if block is None:
+            raise KeyError(f'there is no block {number}')
+        return block.hash
 
     def canonical(self, table: str) -> pa.Table:
         """All canonical rows of `table` (or `dataset.table`) now: what a complete load must hold."""
@@ -203,27 +200,28 @@ class LocalAmp:
         rows = view.rows(name, view.first, view.last) if view.first is not None and view.last is not None else []
         return pa.Table.from_batches(rows, schema=chain.schemas[name])
 
-    def mine(self, blocks: int = 1) -> None:
+    def mine(self, blocks: int = 1, *, dataset: str | None = None) -> None:
         """Add blocks; queries see them on return."""
-        self._node().mine(blocks)
+        self._simulator(dataset).mine(blocks)
 
-    def reorg(self, depth: int, extend: int = 1) -> None:
+    def reorg(self, depth: int, extend: int = 1, *, dataset: str | None = None) -> None:
         """Replace the last `depth` blocks and grow by `extend`; with 0 nothing is seen before the chain is higher."""
-        self._node().reorg(depth, extend)
+        self._simulator(dataset).reorg(depth, extend)
 
-    def switch_back(self, extend: int = 1) -> None:
+    def switch_back(self, extend: int = 1, *, dataset: str | None = None) -> None:
         """Return to the branch that was left last, grown `extend` blocks above the present head."""
-        self._node().switch_back(extend)
+        self._simulator(dataset).switch_back(extend)
 
     def sync(self) -> None:
-        """Fetch what the node has now; queries see it on return. Raises SourceError when the node does not answer."""
-        if self._follower is not None:
-            self._follower.sync()
+        """Fetch what the nodes have now; queries see it on return. Raises SourceError when one does not answer."""
+        for source in self._sources.values():
+            if source.follower is not None:
+                source.follower.sync()
 
-    def wait_for_block(self, number: int, *, timeout: float = 30) -> None:
+    def wait_for_block(self, number: int, *, timeout: float = 30, dataset: str | None = None) -> None:
         """Wait until queries see this block. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
-        chain = self._chain()
+        chain = self._chain(dataset)
         while True:
             view = chain.snapshot()
             if view.last is not None and view.last >= number:
@@ -238,8 +236,9 @@ class LocalAmp:
 
     @property
     def source_error(self) -> SourceError | None:
-        """Why the last attempt to read the node failed; None when it did not."""
-        return self._follower.error if self._follower is not None else None
+        """Why the last attempt to read a node failed; None when none did."""
+        followers = [source.follower for source in self._sources.values() if source.follower is not None]
+        return next((follower.error for follower in followers if follower.error is not None), None)
 
     def forget_orphans(self) -> None:
         """Drop the blocks that are not canonical: a cursor that names one is then unknown to the server."""
@@ -249,18 +248,18 @@ class LocalAmp:
     def _explained(self, error: QueryError) -> QueryError:
         return explain(error, self.datasets)
 
-    def _node(self) -> Simulator:
-        if self._simulator is None:
+    def _simulator(self, dataset: str | None) -> Simulator:
+        simulator = self._source(dataset).simulator
+        if simulator is None:
             raise ConfigError('only a simulated chain can be mined by hand', hint='use LocalAmp.simulate()')
-        return self._simulator
+        return simulator
 
     def _chain(self, dataset: str | None = None) -> Chain:
-        if dataset is None:
-            return next(iter(self._chains.values()))
-        return self._chains[dataset]
+        return self._source(dataset).chain
 
-    def _block(self, number: int) -> Block:
-        block = self._chain().snapshot().canonical(number)
-        if block is None:
-            raise KeyError(f'there is no block {number}')
-        return block
+    def _source(self, dataset: str | None) -> Source:
+        if dataset is None:
+            return next(iter(self._sources.values()))
+        if dataset not in self._sources:
+            raise KeyError(f'there is no dataset {dataset!r}; there is {", ".join(self._sources)}')
+        return self._sources[dataset]

@@ -1,36 +1,94 @@
-"""JSON-RPC to an EVM node: calls and batches of calls, with errors that name the node."""
+"""JSON-RPC to an EVM node: calls and batches of calls, at a pace that the node bears, with errors that name it."""
 
 from __future__ import annotations
 
 import http.client
 import itertools
 import json
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from amp.errors import ConfigError, ConnectError, SourceError, redact
 
-__all__ = ['EvmNode', 'NodeError']
+__all__ = ['EvmNode', 'NodeError', 'Pace', 'TooMuchError']
 
 Call = tuple[str, Sequence[object]]
+
+_BUSY = {429, 502, 503, 504}
+_TOO_LARGE = 413
+# "Limit exceeded" of EIP-1474, and the HTTP status that some providers put into the answer itself.
+_BUSY_CODES = {-32005, 429}
+_TRIES = 6
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
 class NodeError(SourceError):
     """The node answered with an error. Context: method, code, and the node's own reason and data."""
 
 
-class EvmNode:
-    """A node at an `http://` or `https://` URL. `timeout` is in seconds, for each exchange."""
+class TooMuchError(NodeError):
+    """The node did not take so many calls at once, or was too slow with them: fewer may do."""
 
-    def __init__(self, url: str, *, timeout: float = 30) -> None:
+
+class _BusyError(Exception):
+    """The node asks for a pause of so many seconds; 0 when it does not say how long."""
+
+    def __init__(self, told: str, seconds: float = 0) -> None:
+        super().__init__(told)
+        self.seconds = seconds
+
+
+class Pace:
+    """At most `calls_per_second` (None: no limit), and none at all during a pause; shared by threads."""
+
+    def __init__(self, calls_per_second: float | None = None) -> None:
+        if calls_per_second is not None and not calls_per_second > 0:
+            raise ConfigError(f'calls_per_second is more than 0, not {calls_per_second}')
+        self._seconds_each = 1 / calls_per_second if calls_per_second else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def delay(self, calls: int) -> float:
+        """Take the place of so many calls; the seconds until they may be made."""
+        with self._lock:
+            now = time.monotonic()
+            start = max(self._next, now)
+            self._next = start + calls * self._seconds_each
+            return start - now
+
+    def pause(self, seconds: float) -> None:
+        """No calls for so long."""
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+class EvmNode:
+    """A node at an `http://` or `https://` URL, for any number of threads. `timeout` is in seconds, for each exchange.
+
+    A node that is busy (HTTP 429, 503 and the like) is asked again a few times, after the pause that it names.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 30, calls_per_second: float | None = None) -> None:
         if urlsplit(url).scheme not in {'http', 'https'}:
             raise ConfigError(f'{redact(url)!r} is not the URL of a node', hint='for example http://127.0.0.1:8545')
         self.url = url
         self._timeout = timeout
         self._ids = itertools.count(1)
+        self._pace = Pace(calls_per_second)
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Let nobody wait for the node any more."""
+        self._closed.set()
+
+    def reopen(self) -> None:
+        """Be patient again."""
+        self._closed.clear()
 
     def call(self, method: str, *params: object) -> Any:
         """The result of one call. Raises ConnectError when the node does not answer, NodeError when it refuses."""
@@ -45,12 +103,14 @@ class EvmNode:
             {'jsonrpc': '2.0', 'id': id_, 'method': method, 'params': list(params)}
             for id_, (method, params) in zip(ids, calls, strict=True)
         ]
-        answer = self._post(requests)
-        if isinstance(answer, dict) and 'error' in answer:
-            raise self._refused(calls[0][0], answer['error'])
-        if not isinstance(answer, list):
-            raise NodeError(f'the node {redact(self.url)} answered a batch with something else')
-        by_id = {item.get('id'): item for item in answer}
+        # Not every node takes batches: one call is sent as one.
+        answer = self._patiently(requests[0] if len(requests) == 1 else requests, len(requests))
+        if len(requests) > 1 and isinstance(answer, dict) and 'error' in answer:
+            raise TooMuchError(str(self._refused(calls[0][0], answer['error'])))
+        answers = [answer] if isinstance(answer, dict) else answer
+        if not isinstance(answers, list) or not all(isinstance(item, dict) for item in answers):
+            raise NodeError(f'the node {redact(self.url)} answered with something that is not JSON-RPC')
+        by_id = {item.get('id'): item for item in answers}
         results = []
         for id_, (method, _) in zip(ids, calls, strict=True):
             item = by_id.get(id_, {'error': {'message': 'no answer'}})
@@ -59,7 +119,22 @@ class EvmNode:
             results.append(item.get('result'))
         return results
 
-    def _post(self, body: object) -> Any:
+    def _patiently(self, body: object, calls: int) -> Any:
+        """The answer to a request, after as many pauses as the node asks for."""
+        for attempt in range(_TRIES):
+            if self._closed.wait(self._pace.delay(calls)):
+                raise ConnectError(f'the node {redact(self.url)} is not asked any more')
+            try:
+                return _not_busy(self._post(body, calls))
+            except _BusyError as busy:
+                told, pause = str(busy), busy.seconds or min(_SHORTEST_PAUSE * 2**attempt, _LONGEST_PAUSE)
+                self._pace.pause(min(pause, _LONGEST_PAUSE))
+        raise ConnectError(
+            f'the node {redact(self.url)} is busy: {told}, {_TRIES} times in a row',
+            hint='calls_per_second makes it slower, and another node may allow more',
+        )
+
+    def _post(self, body: object, calls: int) -> Any:
         request = urllib.request.Request(  # noqa: S310  # the scheme was checked
             self.url, json.dumps(body).encode(), {'Content-Type': 'application/json'}
         )
@@ -68,14 +143,33 @@ class EvmNode:
                 return json.load(response)
         except urllib.error.HTTPError as error:
             with error:
-                raise ConnectError(f'the node {redact(self.url)} answered HTTP {error.code}') from error
+                self._raise_status(error.code, error.headers.get('Retry-After'), calls)
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError):
+                text = f'the node {redact(self.url)} has not answered within {self._timeout:g} s'
+                raise (TooMuchError(text) if calls > 1 else ConnectError(text)) from error
             raise ConnectError(
                 f'the node {redact(self.url)} does not answer: {reason}', hint='is it running, and is the URL right?'
             ) from error
+
+    def _raise_status(self, status: int, retry_after: str | None, calls: int) -> NoReturn:
+        if status in _BUSY:
+            named = retry_after is not None and retry_after.isdecimal()
+            raise _BusyError(f'HTTP {status}', float(retry_after or 0) if named else 0)
+        text = f'the node {redact(self.url)} answered HTTP {status}'
+        raise TooMuchError(text) if status == _TOO_LARGE and calls > 1 else ConnectError(text)
 
     def _refused(self, method: str, error: Any) -> NodeError:
         told = error if isinstance(error, dict) else {'message': str(error)}
         text = f'the node {redact(self.url)} refuses {method}: {told.get("message")}'
         return NodeError(text, method=method, code=told.get('code'), reason=told.get('message'), data=told.get('data'))
+
+
+def _not_busy(answer: Any) -> Any:
+    """The answer, unless it says in its own words that it comes too soon."""
+    for item in answer if isinstance(answer, list) else [answer]:
+        error = item.get('error') if isinstance(item, dict) else None
+        if isinstance(error, dict) and error.get('code') in _BUSY_CODES:
+            raise _BusyError(str(error.get('message')))
+    return answer
