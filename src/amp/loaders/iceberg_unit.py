@@ -39,7 +39,7 @@ class Incoming:
         self._landings = landings
         self._writer = DataWriter(table)
         self._stage = Stage(wire_schema(landings), keys) if keys else None
-        self._feed = Feed(wire_schema(landings), (self._stage or self._writer).write_all)
+        self._feed: Feed | None = Feed(wire_schema(landings), (self._stage or self._writer).write_all)
         self.replacement: Replacement | None = None
 
     @property
@@ -49,12 +49,17 @@ class Incoming:
 
     def write(self, batch: pa.RecordBatch) -> int:
         """Take rows; how many. Raises SchemaError for a value that the table cannot hold."""
+        if self._feed is None:
+            raise DestinationError('the unit is complete: it takes no more rows')
         self._feed.push(land(batch, self._landings))
         return batch.num_rows
 
     def finish(self) -> list[DataFile]:
         """Wait until all rows are in files; those. With keys, `replacement` says what they replace."""
-        self._feed.finish()
+        if self._feed is not None:
+            self._feed.finish()
+            # Python forgets a thread in a callback that would swallow a Ctrl-C: here, and not while a result is told.
+            self._feed = None
         if self._stage is not None:
             self.replacement = self._stage.replacement()
             for batch in self.replacement.batches():
@@ -69,7 +74,8 @@ class Incoming:
 
     def abort(self) -> None:
         """Stop, and delete every file."""
-        self._feed.cancel()
+        if self._feed is not None:
+            self._feed.cancel()
         self._writer.abort()
         self.close()
 

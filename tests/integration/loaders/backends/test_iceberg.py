@@ -542,20 +542,32 @@ def test_of_two_that_open_before_the_table_is_there_one_has_the_stream(lake):
     assert numbers(lake) == [1]
 
 
-def append_rows(warehouse: str, first: int, loads: int) -> None:
+APPENDS = """
+import sys, pyarrow as pa
+from amp.loaders.implementations.iceberg_loader import IcebergLoader
+
+def append_rows(warehouse, first, loads):
     with IcebergLoader({'warehouse': warehouse}) as lake:
         for n in range(first, first + loads):
             result = lake.load_table(pa.table({'n': [n]}), 't')
             assert result.success, result.error
 
+if __name__ == '__main__':
+    append_rows(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+"""
+
 
 def test_threads_and_processes_lose_and_double_nothing(lake):
     warehouse, loads = lake.config.warehouse, 4
-    append_rows(warehouse, 0, 1)
-    threads = [threading.Thread(target=append_rows, args=(warehouse, 100 * n, loads)) for n in (1, 2)]
-    code = f'from {__name__} import append_rows; import sys; append_rows({warehouse!r}, int(sys.argv[1]), {loads})'
+    loaded(lake, pa.table({'n': [0]}))
+    here: dict[str, Any] = {'__name__': 'appends'}
+    exec(APPENDS, here)
+    threads = [threading.Thread(target=here['append_rows'], args=(warehouse, 100 * n, loads)) for n in (1, 2)]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
-    processes = [subprocess.Popen([sys.executable, '-c', code, str(100 * n)], env=environment) for n in (3, 4)]
+    processes = [
+        subprocess.Popen([sys.executable, '-c', APPENDS, warehouse, str(100 * n), str(loads)], env=environment)
+        for n in (3, 4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
