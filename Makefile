@@ -4,6 +4,9 @@ PY := .venv/bin/python
 WORKERS ?= auto
 PYTEST := $(PY) -m pytest
 
+.venv/.demo: scripts/bootstrap requirements/demo.txt
+	@[ -e .venv/.ready ] && touch .venv/.demo || scripts/bootstrap demo
+
 .venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
 	@scripts/bootstrap
 
@@ -13,7 +16,7 @@ help:  ## what can be made
 
 setup: .venv/.ready  ## the environment in .venv
 
-demo: .venv/.ready  ## a chain with a reorg, streamed into demo.duckdb
+demo: .venv/.demo  ## a chain with a reorg, streamed into demo.duckdb
 	@.venv/bin/amp demo
 
 test: .venv/.ready  ## what CI runs: everything but the full matrices
@@ -58,6 +61,8 @@ build: .venv/.ready  ## wheels and source archives of both distributions in dist
 pins: .venv/.ready  ## write requirements/dev.txt anew from pyproject.toml
 	@uv pip compile -q --universal --upgrade --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
 	  --no-emit-package amp-python --no-emit-package amplify-db-utils --group dev pyproject.toml -o requirements/dev.txt
+	@uv pip compile -q --universal --python-version 3.11 --no-emit-index-url --no-annotate --no-header \
+	  --extra duckdb --extra serve -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
 
 clean:  ## everything that was made
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
