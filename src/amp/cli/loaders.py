@@ -50,5 +50,4 @@ def _describe(name: str) -> dict[str, Any]:
     except MissingExtraError as error:
         return {'loader': name, 'ready': False, 'modes': [], 'guarantee': '', 'install': error.hint or ''}
     modes = sorted(mode.value for mode in found.SUPPORTED_MODES)
-    guarantee = 'exactly-once' if hasattr(found, 'begin') else 'at-least-once'
-    return {'loader': name, 'ready': True, 'modes': modes, 'guarantee': guarantee, 'install': ''}
+    return {'loader': name, 'ready': True, 'modes': modes, 'guarantee': found.guarantee_of(), 'install': ''}

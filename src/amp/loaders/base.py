@@ -329,11 +329,17 @@ class DataLoader(ABC, Generic[TConfig]):
 
         return undo_by_id(self)
 
+    @classmethod
+    def guarantee_of(cls) -> str:
+        """`exactly-once` or `at-least-once`: what a stream into this kind of loader can promise."""
+        by_id = cls._delete_runs is not DataLoader._delete_runs and hasattr(cls, '_write_state')
+        own = hasattr(cls, 'open_stream') or by_id or cls.streaming_destination is not DataLoader.streaming_destination
+        return 'exactly-once' if own else 'at-least-once'
+
     @property
     def guarantee(self) -> str:
-        """`exactly-once` or `at-least-once`: what a stream into this loader can promise."""
-        own = hasattr(self, 'open_stream') or (_overrides(self, '_delete_runs') and hasattr(self, '_write_state'))
-        return 'exactly-once' if own else 'at-least-once'
+        """What a stream into this loader can promise."""
+        return self.guarantee_of()
 
     def prepare_table(
         self, schema: pa.Schema, table_name: str, create_table: bool, schema_evolution: str = FREEZE
