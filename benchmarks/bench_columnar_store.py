@@ -1,6 +1,6 @@
 """The columnar store against pyarrow and DuckDB on the same data in the same run.
 
-python -m benchmarks.bench_columnar_store [--rows N] [--repetitions N]
+python -m benchmarks.bench_columnar_store [PART ...] [--rows N] [--repetitions N]
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ for at, row in enumerate(store.read('t')):
 """
 
 
-def streaming(report: Report, shop: Workshop, data: pa.Table) -> None:
+def streaming(report: Report, shop: Workshop, data: pa.Table, repetitions: int) -> None:
     store = shop.table(data.schema, KEYS)
     for _ in range(4):
         store.write('t', data)
@@ -186,7 +186,7 @@ def streaming(report: Report, shop: Workshop, data: pa.Table) -> None:
     report.at_most('memory of read: all rows / a quarter', whole / quarter, 1.1)
 
 
-def metadata(report: Report, shop: Workshop, repetitions: int, partitions: int = 10_000) -> None:
+def metadata(report: Report, shop: Workshop, _: pa.Table, repetitions: int, partitions: int = 10_000) -> None:
     side = int(partitions**0.5)
     store = shop.table(pa.schema([('a', 'int64'), ('b', 'int64'), ('v', 'int64')]), ['a', 'b'])
     numbers = np.arange(partitions)
@@ -213,7 +213,7 @@ def metadata(report: Report, shop: Workshop, repetitions: int, partitions: int =
         ratio(report, f'{name} / a listing of {partitions} partitions', 2.0, fresh(use), listed, repetitions)
 
 
-def small_files(report: Report, shop: Workshop, repetitions: int, appends: int = 2000) -> None:
+def small_files(report: Report, shop: Workshop, _: pa.Table, repetitions: int, appends: int = 2000) -> None:
     schema = pa.schema([('id', 'int64'), ('text', 'string')])
     rows = pa.table({'id': np.arange(appends * 50), 'text': [f'text {number}' for number in range(appends * 50)]})
     store, one = shop.table(schema), shop.table(schema)
@@ -237,7 +237,7 @@ def small_files(report: Report, shop: Workshop, repetitions: int, appends: int =
     assert store.count('t') == one.count('t')
 
 
-def many_partitions(report: Report, shop: Workshop, repetitions: int) -> None:
+def many_partitions(report: Report, shop: Workshop, _: pa.Table, repetitions: int) -> None:
     numbers = np.arange(150_000)
     data = pa.table({'k': numbers % 1500, 'v': numbers})
     layout = pads.partitioning(pa.schema([('k', pa.int64())]), flavor='hive')
@@ -255,20 +255,17 @@ def many_partitions(report: Report, shop: Workshop, repetitions: int) -> None:
 
 
 def main() -> int:
+    parts = {part.__name__: part for part in (writing, reading, streaming, metadata, small_files, many_partitions)}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('parts', nargs='*', choices=[[], *parts], help='what to measure; everything by default')
     parser.add_argument('--rows', type=int, default=2_000_000)
     parser.add_argument('--repetitions', type=int, default=5)
     arguments = parser.parse_args()
     report = Report()
     data = images(arguments.rows)
-    for measure in (writing, reading):
+    for part in arguments.parts or parts:
         with tempfile.TemporaryDirectory() as folder:
-            measure(report, Workshop(Path(folder)), data, arguments.repetitions)
-    with tempfile.TemporaryDirectory() as folder:
-        streaming(report, Workshop(Path(folder)), data)
-    for measure_small in (metadata, small_files, many_partitions):
-        with tempfile.TemporaryDirectory() as folder:
-            measure_small(report, Workshop(Path(folder)), arguments.repetitions)
+            parts[part](report, Workshop(Path(folder)), data, arguments.repetitions)
     return report.finish()
 
 

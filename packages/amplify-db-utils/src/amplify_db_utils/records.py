@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain, repeat
-from operator import itemgetter, sub
+from operator import attrgetter, itemgetter, sub
 from typing import Any
 
 import pyarrow as pa
@@ -188,13 +188,10 @@ def _no_dict(part: Sequence[Any], start: int) -> str:
 def _array(values: list[Any], field: Field, start: int) -> Array:
     kind = field.type
     try:
-        if kind in _INFERRED:
-            array = _inferred(values)
-            if array is not None and array.type == kind:
-                return array
+        quick = _inferred(values, kind) if kind in _INFERRED else _moments(values, kind)
+        if quick is not None:
+            return quick
         _check_kinds(values, field, start)
-        if pa.types.is_timestamp(kind) and kind.unit == 'us':
-            return _moments(values, kind)
         return _plain(values, kind)
     except BadRecord:
         raise
@@ -204,12 +201,13 @@ def _array(values: list[Any], field: Field, start: int) -> Array:
         raise BadRecord(_which(values, field, start, error)) from error
 
 
-def _inferred(values: list[Any]) -> Array | None:
-    """The values as Arrow takes them by itself: of one kind, then, with nothing converted."""
+def _inferred(values: list[Any], kind: Kind) -> Array | None:
+    """The values as Arrow takes them by itself: if that is the type, they are of one kind and nothing was converted."""
     try:
-        return _plain(values, None)
+        array = _plain(values, None)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         return None
+    return array if array.type == kind else None
 
 
 def _plain(values: list[Any], kind: Kind) -> Array:
@@ -255,17 +253,19 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, float | Decimal) and not isinstance(value, bool) and value % 1 == 0
 
 
-def _moments(values: list[Any], kind: Kind) -> Array:
+def _moments(values: list[Any], kind: Kind) -> Array | None:
     """Datetimes, naive ones taken as UTC. Python's own subtraction is three times as fast as Arrow's conversion."""
-    kinds = set(map(type, values))
-    zones = {value.tzinfo for value in values} if kinds == {datetime} else set()
-    if not zones or (None in zones and len(zones) > 1) or not (kind.tz or zones == {None}):
-        return _plain(values, kind)
+    if not pa.types.is_timestamp(kind) or kind.unit != 'us' or set(map(type, values)) != {datetime}:
+        return None
+    zones = set(map(attrgetter('tzinfo'), values))
+    if (None in zones and len(zones) > 1) or not (kind.tz or zones == {None}):
+        return None
     [zone] = zones if len(zones) == 1 else [UTC]
     always_utc = zone is not None and zone.utcoffset(None) == timedelta(0)
     epoch = datetime(1970, 1, 1, tzinfo=zone if zone is None or always_utc else UTC)
-    since = list(map(sub, values, repeat(epoch)))
-    return pa.array(since, pa.duration('us')).cast(pa.int64()).cast(kind)
+    since = pa.array(list(map(sub, values, repeat(epoch))), pa.duration('us'))
+    moments: Array = since.cast(pa.int64()).cast(kind)
+    return moments
 
 
 def _json(values: list[Any], field: Field, start: int) -> Array:
