@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from decimal import Decimal
 from pathlib import Path
 
+import jwt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -212,6 +214,15 @@ def test_a_key_is_a_text_or_a_path_with_a_passphrase(pem, tmp_path):
     assert found[0]['private_key'] == found[1]['private_key']
     assert serialization.load_der_private_key(found[0]['private_key'], None).key_size == 2048
     assert 'password' not in found[0]
+
+
+def test_a_key_signs_a_token_of_its_own(pem):
+    config = SnowflakeConnectionConfig(**LOGIN, private_key=pem, private_key_passphrase='passphrase-of-the-key')
+    key = serialization.load_der_private_key(config.key_bytes(), None)
+    claims = jwt.decode(config.jwt(), key.public_key(), algorithms=['RS256'])
+    assert claims['sub'] == 'ACME-CHAIN.LOADER'
+    assert re.fullmatch(r'ACME-CHAIN\.LOADER\.SHA256:[\w+/]{43}=', claims['iss'])
+    assert 0 < claims['exp'] - claims['iat'] < 3600
 
 
 def test_a_token_is_oauth():

@@ -23,7 +23,7 @@ import pyarrow as pa
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.by_id import UndoById
 from amp.loaders.points import reached
-from amp.loaders.snowflake_connect import SnowflakeConnectionConfig
+from amp.loaders.snowflake_config import SnowflakeConnectionConfig
 from amp.loaders.snowflake_types import joined, json_objects, landings, name_in, wire_of
 from amp.loaders.sql import quote
 from amp.loaders.stamps import TX_ID
@@ -69,7 +69,7 @@ class ChannelStreams:
             raise ConfigError(
                 'snowpipe_streaming appends; it cannot replace rows by key', hint="loading_method='stage' can"
             )
-        channel = self._loader.channel(job.key.table)
+        channel = self._loader.channel(job.key.table, anew=False)
         if channel.broken:
             raise _failed(
                 'the channel broke, and with it what was on its way; the stream is opened anew', retryable=True
@@ -239,10 +239,7 @@ def _login_token(config: SnowflakeConnectionConfig) -> str:
         raise ConfigError(
             'snowpipe_streaming logs in with a key or a token, not with a password', hint='set private_key or token'
         )
-    from snowflake.connector.auth import AuthByKeyPair
-
-    made = AuthByKeyPair(config.key_bytes())  # type: ignore[arg-type,unused-ignore]
-    return str(made.prepare(account=config.account.partition('.')[0], user=config.user or ''))
+    return config.jwt()
 
 
 def _request(

@@ -5,22 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import pyarrow as pa
 import snowflake.connector
 from snowflake.connector import errors
 
-from amp.errors import ConfigError, DestinationError, redact
-from amp.loaders.urls import config_from_url
+from amp.errors import DestinationError, redact
+from amp.loaders.snowflake_config import SnowflakeConnectionConfig
 
-__all__ = ['METHODS', 'Session', 'Sessions', 'SnowflakeConnectionConfig', 'config_of_url', 'explained', 'is_transient']
-
-METHODS = ('stage', 'insert', 'pandas', 'snowpipe_streaming')
-_MEGABYTE = 1024**2
+__all__ = ['Session', 'Sessions', 'explained', 'is_transient']
 
 # A statement that waited for a lock in vain, was cancelled, timed out or met a service that is busy; a session or a
 # token that is over and is had anew by logging in again.
@@ -28,6 +22,20 @@ _TRANSIENT_CODES = frozenset(
     {603, 604, 610, 625, 630, 300_002, 300_010, 390_111, 390_112, 390_114, 250_002, 250_003, 250_005}
 )
 _TRANSIENT_STATES = ('08', '40')
+# What the driver makes of HTTP answers that it gave up on; not every version has all of them.
+_TRANSIENT_ANSWERS = tuple(
+    getattr(errors, name)
+    for name in (
+        'RequestTimeoutError',
+        'TooManyRequests',
+        'InternalServerError',
+        'BadGatewayError',
+        'ServiceUnavailableError',
+        'GatewayTimeoutError',
+        'OtherHTTPRetryableError',
+    )
+    if hasattr(errors, name)
+)
 _HINTS = {
     625: 'another transaction holds the table; it is tried again',
     606: 'name a warehouse that the role may use: `warehouse` in the configuration',
@@ -39,123 +47,6 @@ _HINTS = {
     390100: 'check user and password',
     390144: 'the key does not fit: check user, account and private_key',
 }
-
-
-@dataclass(frozen=True)
-class SnowflakeConnectionConfig:
-    """Where the tables are, who logs in, and how rows travel.
-
-    Login by `password`, by `private_key` (the text of a PEM, or the path of one; `private_key_passphrase`), or by
-    `token` (OAuth; another `authenticator` of the driver may be named). `loading_method`: `stage`, `insert`, `pandas`
-    or `snowpipe_streaming`. `pool_size`: sessions for units and uploads, beside the one for everything else.
-    `file_mb`: the size at which a staged Parquet file is closed and uploaded. `preserve_reorg_history` keeps rows that
-    a reorg took off the chain, marked. `host`, `port`, `protocol` and `streaming_url` are for other ways to the account.
-    """
-
-    account: str
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    database: str | None = None
-    schema: str = 'PUBLIC'
-    warehouse: str | None = None
-    role: str | None = None
-    private_key: str | None = field(default=None, repr=False)
-    private_key_passphrase: str | None = field(default=None, repr=False)
-    token: str | None = field(default=None, repr=False)
-    authenticator: str | None = None
-    loading_method: str = 'stage'
-    pool_size: int = 4
-    file_mb: int = 128
-    preserve_reorg_history: bool = False
-    lock_timeout: int = 30
-    login_timeout: int = 60
-    network_timeout: int = 600
-    application: str = 'amp'
-    host: str | None = None
-    port: int | None = None
-    protocol: str | None = None
-    streaming_url: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.loading_method not in METHODS:
-            raise ConfigError(
-                f'there is no loading_method {self.loading_method!r}', hint=f'methods: {", ".join(METHODS)}'
-            )
-        if self.pool_size < 1 or self.file_mb < 1:
-            raise ConfigError('pool_size and file_mb are at least 1')
-        if self.preserve_reorg_history and self.loading_method == 'snowpipe_streaming':
-            raise ConfigError(
-                'preserve_reorg_history needs transactions, which snowpipe_streaming has not',
-                hint="loading_method='stage'",
-            )
-        if not (self.password or self.private_key or self.token or self.authenticator):
-            raise ConfigError('snowflake needs a login', hint='one of password, private_key, token, authenticator')
-
-    @property
-    def file_bytes(self) -> int:
-        """`file_mb` in bytes."""
-        return self.file_mb * _MEGABYTE
-
-    @property
-    def place(self) -> str:
-        """The account and schema, for messages."""
-        return f'{self.account}/{self.database}/{self.schema}'
-
-    def key_bytes(self) -> bytes | None:
-        """The private key as DER, for the driver. Raises ConfigError, without a word of the key."""
-        if self.private_key is None:
-            return None
-        from cryptography.hazmat.primitives import serialization
-
-        try:
-            text = self.private_key
-            pem = text.encode() if '-----BEGIN' in text else Path(text).expanduser().read_bytes()
-            secret = self.private_key_passphrase.encode() if self.private_key_passphrase else None
-            key = serialization.load_pem_private_key(pem, secret)
-        except OSError as error:
-            raise ConfigError('the file that private_key names cannot be read', hint=error.strerror) from None
-        except (ValueError, TypeError):
-            raise ConfigError(
-                'private_key is no PEM that can be read', hint='check the text and private_key_passphrase'
-            ) from None
-        return key.private_bytes(
-            serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-
-    def login(self) -> dict[str, Any]:
-        """The keywords of the driver's `connect`."""
-        given: dict[str, Any] = {
-            'account': self.account,
-            'user': self.user,
-            'password': self.password,
-            'private_key': self.key_bytes(),
-            'token': self.token,
-            'authenticator': self.authenticator or ('oauth' if self.token else None),
-            'database': self.database,
-            'schema': self.schema,
-            'warehouse': self.warehouse,
-            'role': self.role,
-            'host': self.host,
-            'port': self.port,
-            'protocol': self.protocol,
-        }
-        return {key: value for key, value in given.items() if value is not None}
-
-
-def config_of_url(url: str) -> dict[str, Any]:
-    """`snowflake://user:password@account/database/schema?warehouse=...` as a configuration. Raises ConfigError."""
-    given = config_from_url(url, SnowflakeConnectionConfig, None)
-    parts = urlsplit(url)
-    if 'host' not in dict(parse_qsl(parts.query)):
-        given.pop('host', None)
-    names = [part for part in str(given.pop('database', '')).split('/') if part]
-    if len(names) > 2:
-        raise ConfigError(
-            f'{redact(url)!r} names more than a database and a schema',
-            hint='snowflake://user@account/database/schema',
-        )
-    named = {'account': parts.hostname, **dict(zip(('database', 'schema'), names, strict=False))}
-    return {**{key: value for key, value in named.items() if value}, **given}
 
 
 def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
@@ -175,9 +66,13 @@ def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
                 'CLIENT_OUT_OF_BAND_TELEMETRY_ENABLED': False,
             },
         )
+        with connection.cursor() as cursor:
+            # A login with the name of a schema that is not there succeeds.
+            cursor.execute('SELECT CURRENT_SCHEMA()')
+            current = cursor.fetchone()
     except errors.Error as error:
         raise _not_connected(config, error) from None
-    if connection.schema is None:
+    if current == (None,):
         connection.close()
         raise _failed(
             f'Snowflake has no schema {config.database}.{config.schema}, or this user may not see it',
@@ -305,7 +200,7 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, errors.Error):
         return False
     code = getattr(error, 'errno', None)
-    if isinstance(error, errors.OperationalError) or code in _TRANSIENT_CODES:
+    if isinstance(error, (errors.OperationalError, *_TRANSIENT_ANSWERS)) or code in _TRANSIENT_CODES:
         return True
     return str(getattr(error, 'sqlstate', None) or '').startswith(_TRANSIENT_STATES)
 

@@ -20,14 +20,9 @@ from snowflake.connector import errors
 from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.points import reached
-from amp.loaders.snowflake_connect import (
-    Session,
-    Sessions,
-    SnowflakeConnectionConfig,
-    config_of_url,
-    explained,
-    is_transient,
-)
+from amp.loaders.snowflake_config import SnowflakeConnectionConfig, config_of_url
+from amp.loaders.snowflake_connect import Session, Sessions, explained, is_transient
+from amp.loaders.snowflake_scan import present_columns, read_rows, users_columns, visible
 from amp.loaders.snowflake_state import TABLE, TRANSACTION, SnowflakeDocuments, SnowflakeStreamStateStore, Streams
 from amp.loaders.snowflake_types import landings, name_in, name_out, quoted, read_schema
 from amp.loaders.snowflake_unit import MARK, MARKED_AT, REPLACED_BY, SnowflakeUnit, Work
@@ -152,14 +147,16 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
     def _append(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
         if kwargs.get('key_columns'):
             raise LoadError('snowpipe_streaming appends; it cannot replace rows by key', hint="loading_method='stage'")
-        rows = self.channel(table_name).append(batch)
-        if getattr(self._plain, 'active', False):
-            self._plain.channel = self.channel(table_name)
-        return rows
+        plain = getattr(self._plain, 'active', False)
+        channel = self.channel(table_name, anew=plain)
+        if plain:
+            self._plain.channel = channel
+        return channel.append(batch)
 
-    def channel(self, table_name: str) -> Channel:
-        """The open channel into a table."""
-        if table_name not in self._channels:
+    def channel(self, table_name: str, *, anew: bool = True) -> Channel:
+        """The open channel into a table; one that broke is opened `anew`, or given as it is."""
+        known = self._channels.get(table_name)
+        if known is None or (known.broken and anew):
             self.use_channel(table_name, f'amp-load-{secrets.token_hex(6)}')
         return self._channels[table_name]
 
@@ -262,7 +259,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             columns = self.columns(table_name)
             if not columns:
                 return None
-            [(rows,)] = self.own.run(f'SELECT COUNT(*) FROM {quoted(table_name)}{self._where(table_name, columns)}')
+            [(rows,)] = self.own.run(f'SELECT COUNT(*) FROM {quoted(table_name)}{visible(self, table_name, columns)}')
         listed = [name_out(name) for name in columns]
         return {'table_name': table_name, 'row_count': int(rows), 'exists': True, 'columns': listed}
 
@@ -270,12 +267,13 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
         """The Arrow schema in which the user's columns are read; None when the table is not there."""
         with self.explained(table_name):
             columns = self.columns(table_name)
-        return read_schema(_users(columns)) if columns else None
+        return read_schema(users_columns(columns)) if columns else None
 
     def scan(self, table_name: str) -> pa.RecordBatchReader:
         """The committed rows that are on the chain, in no promised order, the user's columns only."""
-        columns = self._present(table_name)
-        return self._read(table_name, _users(columns), self._where(table_name, columns))
+        with self.explained(table_name):
+            columns = present_columns(self, table_name)
+            return read_rows(self, table_name, users_columns(columns), visible(self, table_name, columns))
 
     def stamped_scan(
         self,
@@ -284,39 +282,10 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
         where: Mapping[str, tuple[int, int]] | None = None,
     ) -> pa.RecordBatchReader:
         """The rows of `scan` with amp's own columns; those asked for, where columns lie between two numbers."""
-        present = self._present(table_name)
-        wanted = present if columns is None else {name_in(c): present[name_in(c)] for c in columns}
-        return self._read(table_name, wanted, self._where(table_name, present, where))
-
-    def _present(self, table_name: str) -> dict[str, str]:
         with self.explained(table_name):
-            columns = self.columns(table_name)
-        if not columns:
-            raise LoadError(f'the table {table_name!r} does not exist', table=table_name)
-        return columns
-
-    def _where(
-        self, table_name: str, columns: Mapping[str, str], where: Mapping[str, tuple[int, int]] | None = None
-    ) -> str:
-        kept = [f'{quoted(name)} BETWEEN {low:d} AND {high:d}' for name, (low, high) in (where or {}).items()]
-        if name_in(MARK) in columns:
-            kept.append(f'{quoted(MARK)} IS NULL')
-        hidden = self._uncommitted(table_name) if name_in(TX_ID) in columns else []
-        if hidden:
-            tx = quoted(TX_ID)
-            kept.append(f'({tx} IS NULL OR NOT {in_runs(tx, hidden)})')
-        return f' WHERE {" AND ".join(kept)}' if kept else ''
-
-    def _read(self, table_name: str, columns: Mapping[str, str], where: str) -> pa.RecordBatchReader:
-        schema = read_schema(columns)
-
-        def batches() -> Iterator[pa.RecordBatch]:
-            listed = ', '.join(map(quote, columns))
-            with self.explained(table_name):
-                for table in self.own.tables(f'SELECT {listed} FROM {quoted(table_name)}{where}'):
-                    yield from table.rename_columns(schema.names).cast(schema).to_batches()
-
-        return pa.RecordBatchReader.from_batches(schema, batches())
+            present = present_columns(self, table_name)
+            wanted = present if columns is None else {name_in(c): present[name_in(c)] for c in columns}
+            return read_rows(self, table_name, wanted, visible(self, table_name, present, where))
 
     # Streams
 
@@ -403,11 +372,11 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             self._streams_are_there = bool(self.columns(TABLE))
         return self._streams_are_there
 
-    def _uncommitted(self, table_name: str) -> list[IdRun]:
+    def uncommitted(self, table_name: str) -> list[IdRun]:
+        """Runs of ids whose rows, where there are any, belong to no unit of a channel that is done."""
         from amp.loaders.by_id import UndoById
 
-        with self.explained(table_name):
-            return UndoById(self, self.documents).uncommitted(table_name) if self._has_streams() else []
+        return UndoById(self, self.documents).uncommitted(table_name) if self._has_streams() else []
 
     def _cut_off(self, number: int) -> None:
         """End the transactions of this stream that are still open: their epoch is over, or their client is."""
@@ -432,8 +401,3 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             'loading_method': config.loading_method,
             'connection_pool_size': config.pool_size,
         }
-
-
-def _users(columns: Mapping[str, str]) -> dict[str, str]:
-    own = {*STAMP_COLUMNS, MARK, MARKED_AT}
-    return {name: kind for name, kind in columns.items() if name_out(name) not in own}
