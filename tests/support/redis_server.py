@@ -77,7 +77,7 @@ def _wait(server: subprocess.Popen[bytes], config: Mapping[str, Any], log: Path)
         while time.monotonic() < deadline:
             try:
                 client.execute_command('PING')
-            except redis.exceptions.ResponseError:
+            except (redis.exceptions.ResponseError, redis.exceptions.AuthenticationError):
                 return  # it wants a password: it is there
             except redis.exceptions.ConnectionError:
                 if server.poll() is not None:

@@ -74,11 +74,12 @@ class Server:
 
     def has_command(self, name: str) -> bool:
         """True when the server knows a command, by its modules or by itself."""
-        with explained(self.place):
-            known = self.client.execute_command('COMMAND', 'COUNT') and self.client.execute_command(
-                'COMMAND', 'INFO', name
-            )
-        return bool(known) and any(known.values() if isinstance(known, dict) else known)
+        wire = self.wire('_amp')
+        try:
+            told = wire.call('COMMAND', 'INFO', name)
+        finally:
+            wire.close()
+        return bool(told) and told[0] is not None
 
     def run_id(self) -> str:
         """What tells this run of the server from another one: numbers of clients begin anew with it."""

@@ -134,6 +134,7 @@ class Write:
         self._bytes = 0
         self._next_rows: dict[int, int] = {}
         self._bulk: Bulk | None = None
+        self._table: Table | None = None
         self._first_id: int | None = None
         self._tried = self._is_split = False
         self.rows_undone = 0
@@ -144,14 +145,15 @@ class Write:
         for at in range(0, batch.num_rows, rows):
             self._pending.append(batch.slice(at, rows))
         self._bytes += batch.nbytes
-        if self._bytes > (_SMALL_OVERWRITE if self._clear else _SMALL) and self._mode is LoadMode.APPEND:
+        if self._bulk is not None:
+            self._send(self._bulk)
+        elif self._bytes > (_SMALL_OVERWRITE if self._clear else _SMALL) and self._mode is LoadMode.APPEND:
             self._write_hidden()
         return batch.num_rows
 
     def commit(self, state: StreamState | None = None) -> None:
         """Make all of it visible at once, with the state of the stream. Raises StaleEpochError."""
         if self._bulk is not None:
-            self._write_hidden()
             self._finish_bulk(self._bulk)
         self._transact(state, last=True)
         reached('commit.after')
@@ -345,30 +347,29 @@ class Write:
     # Rows that are hidden until the last transaction
 
     def _write_hidden(self) -> None:
-        """Send what is pending, and make it durable first that it is to be hidden."""
-        if self._bulk is None:
-            self._is_split = self._needs_no_checks() or self._is_split
-            if self._is_split and self._needs_no_checks():
-                self._begin_bulk()
-            else:
-                self._is_split = True
-                self._transact(None, last=False)
-                reached('chunk.committed')
-                return
-        bulk = self._bulk
-        if bulk is None:
+        """Write what is pending, once it is durable that it is to be hidden."""
+        self._is_split = True
+        if not self._needs_no_checks():
+            self._transact(None, last=False)
+            reached('chunk.committed')
             return
-        table = Table(self._store, self._name, self._store.existing(self._name), self._layout.score)
-        for batch, numbering in self._numbered(self._pending, self._next_rows):
-            bulk.send(table.write(aligned(batch, table.record), numbering, only_new=not table.spec.is_numbered))
-            reached('bulk.sent')
-        self._pending, self._bytes = [], 0
-
-    def _begin_bulk(self) -> None:
         self._take_id()
         self._bulk = Bulk(self._store.server.wire(self._store.tag(self._name)))
         self._transact(None, last=False)
         reached('intent.written')
+        self._table = Table(self._store, self._name, self._store.existing(self._name), self._layout.score)
+        self._send(self._bulk)
+
+    def _send(self, bulk: Bulk) -> None:
+        """Rows on their way; their answers come when they come."""
+        table = self._table
+        if table is None:
+            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        only_new = not table.is_collection and not table.spec.is_numbered
+        for batch, numbering in self._numbered(self._pending, self._next_rows):
+            bulk.send(table.write(aligned(batch, table.record), numbering, only_new=only_new))
+            reached('bulk.sent')
+        self._pending, self._bytes = [], 0
 
     def _needs_no_checks(self) -> bool:
         """True when rows cannot meet others: numbered, in a collection without order, or set only where nothing is."""

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import redis
 
+from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
+from amp.loaders import redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
+from amp.loaders.stamps import TX_ID
+from amp.loaders.unit import Claim
+from amp.streaming import ResponseBatch
+from amp.streaming.ledger import StreamKey
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
-from tests.integration.loaders.test_base_streaming import BaseStreamingTests
+from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.support.ports import free_port
+from tests.support.redis_server import start_redis
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.redis]
 
@@ -101,3 +120,506 @@ class TestListLoader(_structure('list'), BaseLoaderTests):
 
 class TestListStreaming(_structure('list'), BaseStreamingTests):
     pass
+
+
+STRUCTURES = ['hash', 'string', 'stream', 'set', 'sorted_set', 'list']
+
+
+@pytest.fixture
+def open_loader(redis_test_config, request):
+    """Loaders of the test's own tables, which go afterwards."""
+    opened = []
+
+    def make(**config: Any) -> RedisLoader:
+        loader = RedisLoader({**redis_test_config, **config})
+        loader.connect()
+        opened.append(loader)
+        return loader
+
+    yield make
+    for loader in opened:
+        loader.close()
+
+
+@pytest.fixture
+def t():
+    return f't{uuid.uuid4().hex[:10]}'
+
+
+def rows(loader: RedisLoader, table: str) -> list[tuple[Any, ...]]:
+    return sorted(tuple(row.values()) for row in loader.scan(table).read_all().to_pylist())
+
+
+def load(loader: RedisLoader, table: str, columns: dict[str, Any], **options: Any) -> None:
+    result = loader.load_table(pa.table(columns), table, **options)
+    assert result.success, result.error
+
+
+def refused(loader: RedisLoader, table: str, columns: dict[str, Any], **options: Any) -> str:
+    result = loader.load_table(pa.table(columns), table, **options)
+    assert not result.success
+    return result.error or ''
+
+
+def stream(loader, table, *responses, **options):
+    return list(loader.load_stream_continuous(responses, table, **options))
+
+
+def keyed(block_range, key, value):
+    batch = pa.record_batch({'k': [key], 'v': [value]})
+    return ResponseBatch.data_batch(batch, response(block_range).metadata)
+
+
+# What lies in Redis
+
+
+def test_a_hash_has_a_field_for_each_value_that_is_there(open_loader, t):
+    db = open_loader(key_pattern='{table}:{hash}')
+    key = bytes(range(32))
+    columns = {'hash': pa.array([key], pa.binary(32)), 'big': pa.array([2**64 - 1], pa.uint64()), 'gone': pa.nulls(1)}
+    load(db, t, {**columns, 'flag': [True], 'text': ['ü\0']})
+    found = db.client.hgetall(t.encode() + b':' + key)
+    assert found.pop(TX_ID.encode())
+    assert found == {b'hash': key, b'big': b'18446744073709551615', b'flag': b'true', b'text': 'ü\0'.encode()}
+    assert db.read(t, key) == {'hash': key, 'big': 2**64 - 1, 'gone': None, 'flag': True, 'text': 'ü\0'}
+    assert db.read(t, t.encode() + b':' + key)['big'] == 2**64 - 1
+    assert db.read(t, bytes(32)) is None
+
+
+def test_a_string_is_one_json_value_a_row(open_loader, t):
+    db = open_loader(data_structure='string', key_pattern='{table}:{a}:{b}')
+    batch = pa.record_batch({'a': ['x:y'], 'b': [1], 'data': pa.array([b'\x01'], pa.binary()), 'gone': pa.nulls(1)})
+    stream(db, t, ResponseBatch.data_batch(batch, response(eth(0, 0, '0xa')).metadata))
+    told = json.loads(db.client.get(f'{t}:x%3Ay:1'))
+    assert {'a', 'b', 'data', 'gone', '_amp_batch_id', TX_ID} == set(told)
+    assert (told['data'], told['gone'], len(told['_amp_batch_id'])) == ('0x01', None, 16)
+    assert db.read(t, ('x:y', 1)) == {'a': 'x:y', 'b': 1, 'data': b'\x01', 'gone': None}
+
+
+def test_collections_hold_a_table_under_one_key(open_loader, t):
+    columns = {'block_num': [7, 5, 7], 'v': ['a', 'b', 'a']}
+    for structure, read in {
+        'list': lambda c, key: c.lrange(key, 0, -1),
+        'set': lambda c, key: list(c.smembers(key)),
+        'sorted_set': lambda c, key: c.zrange(key, 0, -1),
+    }.items():
+        db = open_loader(data_structure=structure)
+        load(db, t + structure, columns)
+        found = [json.loads(member) for member in read(db.client, t + structure)]
+        assert sorted((row['block_num'], row['v']) for row in found) == [(5, 'b'), (7, 'a'), (7, 'a')], structure
+        assert rows(db, t + structure) == [(5, 'b'), (7, 'a'), (7, 'a')]
+    assert db.get_table_info(t + 'list')['row_count'] == 3
+    db = open_loader(data_structure='sorted_set', score_column='v')
+    assert "score column 'v' must hold numbers" in refused(db, t, columns)
+    db = open_loader(data_structure='stream', key_pattern='{table}:events')
+    load(db, t, columns)
+    assert [fields[b'v'] for _, fields in db.client.xrange(f'{t}:events')] == [b'a', b'b', b'a']
+    with pytest.raises(ConfigError, match='have no keys'):
+        db.read(t, '1:0')
+    assert 'names a column' in refused(open_loader(data_structure='list', key_pattern='{v}'), t + 'x', columns)
+
+
+def test_rows_without_a_key_are_named_by_what_wrote_them(open_loader, t):
+    db = open_loader()
+    load(db, t, {'id': [1, 1]})
+    load(db, t, {'id': [1, 1]})
+    assert rows(db, t) == [(1,)] * 4, 'equal rows stay apart'
+    stream(db, t + 's', response(eth(0, 9, '0xa'), 1, 9))
+    tx_id = db.stamped_scan(t + 's').read_all()[TX_ID][0].as_py()
+    assert db.read(t + 's', f'{tx_id}:1')['block_num'] == 9
+    assert db.client.hget(f'{t}s:{tx_id}:1', 'block_num') == b'9'
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_overwriting_touches_its_own_keys_only(open_loader, t, structure):
+    db = open_loader(data_structure=structure)
+    others = (f'{t}:x', f'{t}x', f'{t}:')
+    for name in (t, *others):
+        load(db, name, {'v': [name]})
+    db.client.set(f'{t}:mine', 'somebody else')
+    load(db, t, {'v': ['new']}, mode='overwrite')
+    load(db, t, {'v': ['newer']}, mode='overwrite')
+    assert rows(db, t) == [('newer',)]
+    assert [rows(db, name) for name in others] == [[(name,)] for name in others]
+    assert db.client.get(f'{t}:mine') == b'somebody else'
+    db.drop_table(t)
+    assert not db.table_exists(t)
+    left = [*db.client.scan_iter(f'_amp:*:{t}'), *db.client.scan_iter(f'_amp:*:{t}:*')]
+    assert left == []
+
+
+def test_ttl_is_given_to_every_row(open_loader, t):
+    for structure, key in (('hash', '{t}:1'), ('string', '{t}:1'), ('list', '{t}')):
+        pattern = {} if structure == 'list' else {'key_pattern': '{table}:{k}'}
+        db = open_loader(data_structure=structure, ttl=1000, **pattern)
+        name = t + structure
+        load(db, name, {'k': [1]})
+        assert 0 < db.client.ttl(key.format(t=name)) <= 1000
+        db.client.delete(key.format(t=name))
+        assert rows(db, name) == []
+        assert db.get_table_info(name)['row_count'] == 0
+
+
+def test_json_without_its_module_is_refused_by_name(redis_test_config):
+    with pytest.raises(DestinationError, match='needs the JSON module'):
+        RedisLoader({**redis_test_config, 'data_structure': 'json'}).connect()
+
+
+# Keys
+
+
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_duplicate_keys_are_refused_by_append_and_replaced_by_upsert(open_loader, t, structure):
+    db = open_loader(data_structure=structure, key_pattern='{table}:{k}')
+    load(db, t, {'k': ['a', 'b'], 'v': [1, 2], 'w': ['x', 'x']})
+    error = refused(db, t, {'k': ['c', 'b'], 'v': [3, 4]})
+    assert f"1 rows of '{t}' have a key (k) that is already there, for example b'{t}:b'" in error
+    error = refused(db, t, {'k': ['d', 'd'], 'v': [3, 4]})
+    assert 'of another row of the same load' in error
+    assert rows(db, t) == [('a', 1, 'x'), ('b', 2, 'x')], 'nothing of a refused load stays'
+    load(db, t, {'k': ['b', 'c', 'c'], 'v': [5, 6, 7]}, mode='upsert', key_columns=['k'], batch_size=2)
+    assert db.read(t, 'b') == {'k': 'b', 'v': 5, 'w': None}, 'a row is replaced as a whole'
+    assert db.read(t, 'c')['v'] == 7
+    assert db.get_table_info(t)['row_count'] == 3
+    assert 'found by k' in refused(db, t, {'k': ['z'], 'v': [1]}, mode='upsert', key_columns=['v'])
+
+
+@pytest.mark.parametrize(('keys', 'told'), [(['a', None], 'null in 1 of 2 rows'), ([[1], [2]], 'cannot be a key')])
+def test_rows_that_have_no_usable_key_are_refused(open_loader, t, keys, told):
+    db = open_loader(key_pattern='{table}:{k}')
+    assert told in refused(db, t, {'k': keys, 'v': [1, 2]})
+    assert not db.table_exists(t)
+    assert "'k' is not in the rows" in refused(db, t, {'v': [1, 2]})
+    load(db, t, {'k': ['fine'], 'v': [1]})
+
+
+def test_a_key_of_another_table_is_not_replaced(open_loader, t):
+    db = open_loader(key_pattern='{table}:{k}')
+    load(db, f'{t}:x', {'k': [1], 'v': ['theirs']})
+    assert 'that is already there' in refused(db, t, {'k': ['x:1'], 'v': ['ours']})
+    assert 'belongs to another table' in refused(db, t, {'k': ['x:1'], 'v': ['ours']}, mode='upsert', key_columns=['k'])
+    assert db.read(f'{t}:x', 1)['v'] == 'theirs'
+
+
+def test_modes_and_structures_that_do_not_fit_are_refused(open_loader, t):
+    db = open_loader(data_structure='list')
+    assert 'cannot replace' in refused(db, t, {'k': [1]}, mode='upsert', key_columns=['k'])
+    load(db, t, {'k': [1]})
+    other = open_loader(data_structure='hash')
+    assert 'kept as list, not as hash' in refused(other, t, {'k': [1]})
+
+
+# Streams
+
+
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_upsert_in_a_stream_gives_back_what_it_replaced(open_loader, t, structure):
+    upsert = {'mode': 'upsert', 'key_columns': ['k']}
+    db = open_loader(data_structure=structure, key_pattern='{table}:{k}')
+    load(db, t, {'k': [7], 'v': ['plain']})
+    stream(db, t, keyed(eth(0, 0, '0xa'), 1, 'old'), keyed(eth(1, 1, '0xb', '0xa'), 1, 'new'), **upsert)
+    stream(db, t, keyed(eth(2, 2, '0xc', '0xb'), 7, 'streamed'), **upsert)
+    assert rows(db, t) == [(1, 'new'), (7, 'streamed')]
+    stream(db, t, ResponseBatch.reorg_batch([eth(2, 2, '0xd')]), **upsert)
+    assert rows(db, t) == [(1, 'new'), (7, 'plain')]
+    stream(db, t, ResponseBatch.reorg_batch([eth(1, 1, '0xd')]), **upsert)
+    assert rows(db, t) == [(1, 'old'), (7, 'plain')]
+    stream(db, t, ResponseBatch.reorg_batch([eth(0, 0, '0xd')]), **upsert)
+    assert rows(db, t) == [(7, 'plain')]
+    assert list(db.client.scan_iter(f'_amp:before:{t}:*')) == []
+
+
+def test_a_row_that_two_streams_replaced_comes_back_through_both(open_loader, t):
+    upsert = {'mode': 'upsert', 'key_columns': ['k']}
+    db = open_loader(key_pattern='{table}:{k}')
+    load(db, t, {'k': [1], 'v': ['plain']})
+    stream(db, t, keyed(eth(0, 0, '0xa'), 1, 'one'), stream_name='one', **upsert)
+    stream(db, t, keyed(eth(0, 0, '0xb'), 1, 'two'), stream_name='two', **upsert)
+    stream(db, t, ResponseBatch.reorg_batch([eth(0, 0, '0xd')]), stream_name='one', **upsert)
+    assert rows(db, t) == [(1, 'two')], 'what is newer stays'
+    stream(db, t, ResponseBatch.reorg_batch([eth(0, 0, '0xd')]), stream_name='two', **upsert)
+    assert rows(db, t) == [(1, 'plain')], 'and remembers what was there before both'
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_two_streams_in_one_table_undo_only_their_own(open_loader, t, structure):
+    db = open_loader(data_structure=structure)
+    stream(db, t, response(eth(0, 9, '0xa'), 1, 1), stream_name='one')
+    stream(db, t, response(eth(0, 9, '0xb'), 2), stream_name='two')
+    stream(db, t, response(eth(10, 19, '0xe', '0xa'), 3), stream_name='one')
+    stream(db, t, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
+    assert [row[0] for row in rows(db, t)] == [2]
+
+
+def test_what_can_no_longer_be_undone_is_forgotten(open_loader, t):
+    hashes = [f'0x{i}' for i in range(101)]
+    upsert = {'mode': 'upsert', 'key_columns': ['k'], 'retention': 10}
+    units = [keyed(eth(i * 5, i * 5 + 4, hashes[i + 1], hashes[i]), i % 3, str(i)) for i in range(30)]
+    db = open_loader(key_pattern='{table}:{k}')
+    stream(db, t, *units, **upsert)
+    assert len(list(db.client.scan_iter(f'_amp:before:{t}:*'))) < 6
+    assert rows(db, t) == [(0, '27'), (1, '28'), (2, '29')]
+    db = open_loader(data_structure='list')
+    stream(db, t + 'l', *units, retention=10)
+    assert len(list(db.client.scan_iter(f'_amp:keys:{t}l:*'))) < 6
+    assert db.get_table_info(t + 'l')['row_count'] == 30
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_a_large_unit_is_hidden_until_it_is_whole(open_loader, t, structure, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db, other = open_loader(data_structure=structure), open_loader(data_structure=structure)
+
+    def feed():
+        for i in range(6):
+            batch = pa.record_batch({'x': ['x' * 100] * 100, 'n': range(i * 100, i * 100 + 100)})
+            yield ResponseBatch.data_batch(batch, response(eth(0, 9, '0xa'), complete=i == 5).metadata)
+            if i < 5:
+                assert other.scan(t).read_all().num_rows == 0
+
+    [result] = db.load_stream_continuous(feed(), t)
+    assert result.rows_loaded == 600
+    assert sorted(db.scan(t).read_all()['n'].to_pylist()) == list(range(600))
+    assert db.get_table_info(t)['row_count'] == 600
+    stream(db, t, ResponseBatch.reorg_batch([eth(0, 9, '0xb')]))
+    assert db.get_table_info(t)['row_count'] == 0
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_a_large_load_that_fails_takes_its_rows_away(open_loader, t, structure, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db = open_loader(data_structure=structure)
+    load(db, t, {'x': ['kept'], 'n': [-1]})
+    good = pa.record_batch({'x': ['x' * 100] * 300, 'n': range(300)})
+
+    def batches():
+        for _ in range(4):
+            yield good
+        raise ProtocolError('the source broke')
+
+    with pytest.raises(ProtocolError, match='the source broke'):
+        db.load_reader(pa.RecordBatchReader.from_batches(good.schema, batches()), t)
+    assert rows(db, t) == [('kept', -1)]
+    assert db.get_table_info(t)['row_count'] == 1
+    load(db, t, {'x': ['x' * 100] * 900, 'n': list(range(900))}, batch_size=250)
+    assert db.get_table_info(t)['row_count'] == 901
+
+
+def test_duplicates_among_many_rows_are_found(open_loader, t, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    for structure in ('hash', 'string'):
+        db, name = open_loader(data_structure=structure, key_pattern='{table}:{n}'), t + structure
+        load(db, name, {'x': ['mine'], 'n': [777]})
+        many = {'x': ['x' * 100] * 900, 'n': list(range(900))}
+        assert 'that is already there' in refused(db, name, many, batch_size=250)
+        assert rows(db, name) == [('mine', 777)]
+
+
+def test_a_large_load_that_dies_is_swept_by_the_next(open_loader, redis_test_config, t):
+    code = """
+import json, os, signal, sys, pyarrow as pa
+from amp.loaders import points, redis_unit
+from amp.loaders.implementations.redis_loader import RedisLoader
+redis_unit._SMALL = 20_000
+def die(point):
+    if point == 'bulk.sent':
+        os.kill(os.getpid(), signal.SIGKILL)
+points.hook = die
+with RedisLoader(json.loads(sys.argv[1])) as db:
+    db.load_table(pa.table({'x': ['x' * 100] * 900}), sys.argv[2], batch_size=250)
+"""
+    done = subprocess.run([sys.executable, '-c', code, json.dumps(redis_test_config), t], check=False)
+    assert done.returncode == -signal.SIGKILL
+    db = open_loader()
+    assert rows(db, t) == []
+    load(db, t, {'x': ['alive']})
+    assert rows(db, t) == [('alive',)]
+    assert len(list(db.client.scan_iter(f'{t}:*'))) == 1
+
+
+def test_an_older_writer_in_the_middle_of_a_large_unit_is_cut_off(open_loader, t, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db, winner = open_loader(), open_loader()
+
+    def feed():
+        for i in range(6):
+            batch = pa.record_batch({'x': ['x' * 100] * 300, 'n': range(i * 300, i * 300 + 300)})
+            if i == 4:
+                winner.open_stream(StreamKey(t, t), Claim('the-winner:1', '2026-01-01T00:00:00+00:00'))
+            yield ResponseBatch.data_batch(batch, response(eth(0, 9, '0xa'), complete=i == 5).metadata)
+
+    with pytest.raises((StaleEpochError, DestinationError)):
+        list(db.load_stream_continuous(feed(), t, retry_seconds=0))
+    assert list(winner.client.scan_iter(f'{t}:*')) == [], 'no row of it arrived after the sweep'
+
+
+def test_the_older_writer_loses_at_its_next_commit(open_loader, t):
+    db = open_loader()
+    units = [response(eth(0, 9, '0xa'), 1), response(eth(10, 19, '0xb', '0xa'), 11)]
+    older = db.load_stream_continuous(iter(units), t)
+    next(older)
+    db.open_stream(StreamKey(t, t), Claim('the-winner:1', '2026-01-01T00:00:00+00:00'))
+    with pytest.raises(StaleEpochError, match=r'the-winner:1 at 2026-01-01.*epoch 2'):
+        next(older)
+    assert [row[0] for row in rows(db, t)] == [1]
+
+
+# Many at once
+
+
+@pytest.mark.parametrize('structure', ['hash', 'stream'])
+def test_threads_and_processes_append_at_once_and_lose_nothing(open_loader, redis_test_config, t, structure):
+    config = {**redis_test_config, 'data_structure': structure}
+    code = """
+import json, sys, pyarrow as pa
+from amp.loaders.implementations.redis_loader import RedisLoader
+with RedisLoader(json.loads(sys.argv[1])) as db:
+    for i in range(5):
+        result = db.load_table(pa.table({'x': [int(sys.argv[3]) * 1000 + i * 10 + n for n in range(10)]}), sys.argv[2])
+        assert result.success, result.error
+"""
+    children = [subprocess.Popen([sys.executable, '-c', code, json.dumps(config), t, str(n)]) for n in (10, 11)]
+    shared = open_loader(data_structure=structure)
+
+    def append(number: int) -> None:
+        for i in range(5):
+            load(shared, t, {'x': [number * 1000 + i * 10 + n for n in range(10)]}, batch_size=4)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(append, range(4)))
+    assert [child.wait(60) for child in children] == [0, 0]
+    assert [x for (x,) in rows(shared, t)] == sorted(n * 1000 + i for n in (*range(4), 10, 11) for i in range(50))
+
+
+def test_threads_with_the_same_keys_let_one_of_them_win(open_loader, t):
+    db = open_loader(key_pattern='{table}:{k}')
+    columns = pa.table({'k': list(range(50))})
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: db.load_table(columns, t).success, range(4)))
+    assert sorted(results) == [False, False, False, True]
+    assert db.get_table_info(t)['row_count'] == 50
+
+
+# Servers that do not do as they should
+
+
+def test_a_server_that_is_out_of_memory_keeps_nothing_of_the_unit(monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 1 << 20)
+    many = {'x': [str(i) * 100 for i in range(40_000)]}
+    with start_redis('--maxmemory', '8mb', '--maxmemory-policy', 'noeviction') as config:
+        for structure in ('hash', 'list', 'string'):
+            with RedisLoader({**config, 'data_structure': structure}) as db:
+                load(db, structure, {'x': ['first']})
+                assert 'out of memory' in refused(db, structure, many, batch_size=2000)
+                assert rows(db, structure) == [('first',)]
+                load(db, structure, {'x': ['second']})
+                assert len(rows(db, structure)) == 2
+
+
+def test_a_server_that_wants_a_password_says_so_without_telling_it():
+    with start_redis('--requirepass', 'server-side-secret') as config:
+        for password in (None, 'wrong-and-secret'):
+            with pytest.raises(DestinationError, match='does not let this user in') as caught:
+                RedisLoader({**config, 'password': password}).connect()
+            assert 'secret' not in str(caught.value)
+        loader = RedisLoader({**config, 'password': 'server-side-secret'})
+        assert 'secret' not in repr(loader.config)
+        with loader:
+            load(loader, 't', {'x': [1]})
+
+
+def test_a_replica_is_refused_and_may_become_the_primary():
+    with start_redis() as primary, start_redis('--replicaof', '127.0.0.1', str(primary['port'])) as config:
+        with RedisLoader(config) as db:
+            assert 'is a replica' in refused(db, 't', {'x': [1]})
+            db.client.replicaof('NO', 'ONE')
+            load(db, 't', {'x': [1]})
+
+
+def test_a_server_that_cannot_save_takes_no_rows(tmp_path):
+    folder = tmp_path / 'redis'
+    folder.mkdir()
+    with start_redis('--save', '3600 1', folder=folder) as config, RedisLoader(config) as db:
+        load(db, 't', {'x': [1]})
+        shutil.rmtree(folder)
+        db.client.bgsave()
+        deadline = time.monotonic() + 30
+        while db.client.info('persistence')['rdb_last_bgsave_status'] != 'err' and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert 'cannot save' in refused(db, 't', {'x': [2]})
+        assert rows(db, 't') == [(1,)]
+        db.client.config_set('stop-writes-on-bgsave-error', 'no')
+        load(db, 't', {'x': [3]})
+        assert rows(db, 't') == [(1,), (3,)]
+
+
+@pytest.mark.parametrize('small', [20_000, 1 << 24])
+def test_a_server_that_goes_away_within_a_unit_leaves_nothing_half_done(redis_test_config, t, monkeypatch, small):
+    monkeypatch.setattr(redis_unit, '_SMALL', small)
+    host, port = redis_test_config['host'], redis_test_config['port']
+    with (
+        TcpProxy(host, port) as proxy,
+        RedisLoader({**redis_test_config, 'host': '127.0.0.1', 'port': proxy.port}) as db,
+    ):
+        load(db, t, {'x': ['first']})
+        proxy.cut_after(150_000)
+        result = db.load_table(pa.table({'x': ['x' * 100] * 3000}), t, batch_size=500)
+        if not result.success:
+            assert 'connection to Redis' in result.error
+            assert rows(db, t) == [('first',)]
+        batch = pa.record_batch({'x': ['x' * 100] * 3000})
+        before = len(rows(db, t))
+        proxy.cut_after(150_000)
+        unit = ResponseBatch.data_batch(batch, response(eth(0, 9, '0xa')).metadata)
+        try:
+            stream(db, t, unit, retry_seconds=0)
+        except (DestinationError, ProtocolError):
+            assert len(rows(db, t)) == before
+        assert proxy.cuts
+        positions = [info.state.position for info in db.list_streams() if info.key.table == t]
+        assert len(rows(db, t)) == before + (3000 if positions and positions[0] else 0)
+
+
+def test_a_server_that_is_not_there_is_one_sentence():
+    with pytest.raises(DestinationError, match=r'connection to Redis at 127\.0\.0\.1:1 failed'):
+        RedisLoader({'host': '127.0.0.1', 'port': 1}).connect()
+
+
+def test_a_cluster_keeps_a_table_on_one_shard(tmp_path):
+    nodes = str(tmp_path / 'nodes.conf')
+    options = ('--cluster-enabled', 'yes', '--cluster-config-file', nodes, '--cluster-port', str(free_port()))
+    with start_redis(*options) as config:
+        with redis.Redis(**config) as node:
+            node.execute_command('CLUSTER', 'ADDSLOTSRANGE', 0, 16383)
+            deadline = time.monotonic() + 30
+            while b'cluster_state:ok' not in node.execute_command('CLUSTER', 'INFO') and time.monotonic() < deadline:
+                time.sleep(0.05)
+        with RedisLoader({'url': f'redis+cluster://127.0.0.1:{config["port"]}', 'key_pattern': '{table}:{k}'}) as db:
+            load(db, 'lo{g}s', {'k': [1, 2], 'v': ['a', 'b']})
+            load(db, 'lo{g}s', {'k': [2], 'v': ['c']}, mode='upsert', key_columns=['k'])
+            assert rows(db, 'lo{g}s') == [(1, 'a'), (2, 'c')]
+            assert db.read('lo{g}s', 2) == {'k': 2, 'v': 'c'}
+            stream(db, 'blocks', keyed(eth(0, 0, '0xa'), 1, 'x'), keyed(eth(1, 1, '0xb', '0xa'), 2, 'y'))
+            stream(db, 'blocks', ResponseBatch.reorg_batch([eth(1, 1, '0xd')]))
+            assert rows(db, 'blocks') == [(1, 'x')]
+            assert db.client.exists('{blocks}blocks:1')
+
+
+def test_configuration_is_checked_by_name():
+    with pytest.raises(ConfigError, match="needs the configuration key 'host'"):
+        RedisLoader({})
+    for key, value in (('data_structure', 'tree'), ('ttl', 0), ('pipeline_size', 'many')):
+        with pytest.raises(ConfigError, match=str(value)):
+            RedisLoader({'host': 'x', key: value})
+    config = RedisLoader({'url': 'rediss://me:p%40ss@h:1/2?data_structure=list&ttl=5&tls_ca=ca.pem'}).config
+    assert (config.host, config.port, config.db, config.username, config.password) == ('h', 1, 2, 'me', 'p@ss')
+    assert (config.tls, config.data_structure, config.ttl, config.tls_ca, config.cluster) == (
+        True,
+        'list',
+        5,
+        'ca.pem',
+        False,
+    )
+    for url in ('redis://h/x', 'redis://h:x', 'redis+sentinel://h'):
+        with pytest.raises(ConfigError):
+            RedisLoader({'url': url})
