@@ -2,7 +2,8 @@
 -- file beforehand when the role that loads may not create tables, with USE DATABASE and USE SCHEMA before it.
 --
 -- Rights that loading needs: SELECT, INSERT, UPDATE on this table; USAGE, READ and WRITE on the stage AMP_STAGE; INSERT,
--- SELECT, UPDATE and DELETE on the tables that are loaded; USAGE on warehouse, database and schema.
+-- SELECT, UPDATE and DELETE on the tables that are loaded; USAGE on warehouse, database and schema. CREATE TABLE on the
+-- schema where amp is to make tables, and for the temporary ones of upserts and of the methods insert and pandas.
 --
 -- One row is one stream. Rows and state commit together, so change nothing here by hand while a stream runs. To make a
 -- stream begin again, delete its rows from its table and its row from here.

@@ -100,6 +100,11 @@ def test_rows_as_json_are_text_that_snowflake_casts_back():
     assert joined(pa.array([], pa.string()), ',') == b''
 
 
+def test_text_that_json_cannot_hold_is_refused_with_its_column():
+    with pytest.raises(SchemaError, match='odd one'):
+        json_arrays(pa.record_batch({'odd one': ['a\x00b']}))
+
+
 # Files
 
 

@@ -112,19 +112,25 @@ def texts(column: Any) -> Any:
 
 def json_arrays(batch: pa.RecordBatch) -> Any:
     """One JSON array of texts for each row of a wire batch."""
-    return _rows('[', [('', column) for column in batch.columns], ']')
+    return _rows(batch, '[', [''] * batch.num_columns, ']')
 
 
 def json_objects(batch: pa.RecordBatch) -> Any:
     """One JSON object of texts for each row of a wire batch, with the names of its columns."""
     names = [json.dumps(name, ensure_ascii=False) + ':' for name in batch.schema.names]
-    return _rows('{', list(zip(names, batch.columns, strict=True)), '}')
+    return _rows(batch, '{', names, '}')
 
 
-def _rows(opening: str, columns: Sequence[tuple[str, Any]], closing: str) -> Any:
+def _rows(batch: pa.RecordBatch, opening: str, before: Sequence[str], closing: str) -> Any:
     parts: list[Any] = []
-    for number, (before, column) in enumerate(columns):
-        parts += [(',' if number else opening) + before, pc.fill_null(json_text(texts(column)), 'null')]
+    for number, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
+        try:
+            values = json_text(texts(column))
+        except SchemaError as error:
+            raise SchemaError(
+                f'column {name_out(name)!r}: {error.message}', hint="loading_method='stage' can"
+            ) from error
+        parts += [(',' if number else opening) + before[number], pc.fill_null(values, 'null')]
     return pc.binary_join_element_wise(*parts, closing, '')
 
 
