@@ -60,7 +60,8 @@ def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
 
 
 def landed(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
-    return Fitting(reader.schema, table_schema(reader.schema), 't').reader(reader)
+    fitting = Fitting(reader.schema, table_schema(reader.schema), 't')
+    return pa.RecordBatchReader.from_batches(fitting.schema, map(fitting.batch, reader))
 
 
 def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:

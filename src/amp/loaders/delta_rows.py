@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,14 +43,12 @@ def refuse_twins(schema: pa.Schema) -> None:
 class Fitting:
     """How rows of one schema become rows of a table that may have more columns, or wider ones.
 
-    Raises SchemaError for a type that cannot go; a value that does not fit raises it when it comes. An error inside
-    `reader` stays in `error`: what pulls the reader would hide whose it was.
+    Raises SchemaError for a type that cannot go; a value that does not fit raises it when it comes.
     """
 
     def __init__(self, schema: pa.Schema, into: pa.Schema, table: str) -> None:
         self.schema = into
         self.rows = 0
-        self.error: SchemaError | None = None
         landings = {landing.name.casefold(): landing for landing in type_table('deltalake').landings(schema)}
         positions = {name.casefold(): i for i, name in enumerate(schema.names)}
         own = {name.casefold() for name in into.names}
@@ -73,18 +71,6 @@ class Fitting:
             for field, position, landing in self._columns
         ]
         return pa.RecordBatch.from_arrays(columns, schema=self.schema)
-
-    def reader(self, batches: pa.RecordBatchReader) -> pa.RecordBatchReader:
-        """All of them as they come; `rows` counts."""
-        return pa.RecordBatchReader.from_batches(self.schema, self._each(batches))
-
-    def _each(self, batches: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            try:
-                yield self.batch(batch)
-            except SchemaError as error:
-                self.error = error
-                raise
 
 
 def newest_by_key(rows: pa.Table, keys: Sequence[str], table: str) -> pa.Table:

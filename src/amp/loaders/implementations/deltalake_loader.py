@@ -6,7 +6,7 @@ of the rows in `delta_rows.py`, and what keeps the number of files bounded in `d
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from amp.loaders.delta_log import FOLDER, DeltaLog, commit_properties
 from amp.loaders.delta_rows import Fitting, newest_by_key
 from amp.loaders.delta_tables import DeltaTables, arrow_schema, user_columns
 from amp.loaders.delta_unit import DeltaUnit
+from amp.loaders.feed import Feed
 from amp.loaders.sql import quote
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amp.loaders.types import LoadMode
@@ -134,21 +135,21 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
         if kwargs.get('key_columns') and kwargs.get('mode') in {LoadMode.UPSERT, LoadMode.MERGE}:
             self._merge(reader, fitting, table_name, kwargs['key_columns'])
             return fitting.rows
-        mode = 'overwrite' if kwargs.get('mode') is LoadMode.OVERWRITE else 'append'
+        mode: Any = 'overwrite' if kwargs.get('mode') is LoadMode.OVERWRITE else 'append'
+
+        def write(rows: pa.RecordBatchReader) -> int:
+            write_deltalake(table, rows, mode=mode, commit_properties=commit_properties())
+            return 0
+
         try:
             with explained(self.place_of(table_name)):
-                self._write(table, fitting.reader(reader), mode)
+                _feed_all(Feed(fitting.schema, write), map(fitting.batch, reader))
         except DestinationError as error:
-            if fitting.error is not None:
-                raise fitting.error from error
             # A conflict is an answer; what a network lost may have been one.
-            self._in_doubt = not isinstance(error.__cause__, CommitFailedError)
+            self._in_doubt = error.__cause__ is not None and not isinstance(error.__cause__, CommitFailedError)
             raise
         self._maintain(table_name, before, table.version())
         return fitting.rows
-
-    def _write(self, table: DeltaTable, reader: pa.RecordBatchReader, mode: Any) -> None:
-        write_deltalake(table, reader, mode=mode, commit_properties=commit_properties())
 
     def _merge(self, reader: pa.RecordBatchReader, fitting: Fitting, table_name: str, keys: Sequence[str]) -> None:
         """Put rows in the place of those with the same keys, in one commit; again when others change the table."""
@@ -308,6 +309,17 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
                 self.vacuum(table_name)
         except AmpError as error:
             self.logger.warning('looking after the files of %s failed: %s', table_name, error)
+
+
+def _feed_all(feed: Feed, batches: Iterable[pa.RecordBatch]) -> None:
+    """Types are changed here while the write runs beside; when a batch cannot be had, nothing is written."""
+    try:
+        for batch in batches:
+            feed.push(batch)
+    except BaseException:
+        feed.cancel()
+        raise
+    feed.finish()
 
 
 def _own_name(schema: pa.Schema, name: str) -> str:
