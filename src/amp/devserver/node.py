@@ -36,9 +36,9 @@ class TooMuchError(NodeError):
 
 
 class _BusyError(Exception):
-    """The node asks for a pause of so many seconds; 0 when it does not say how long."""
+    """The node asks for a pause of so many seconds; None when it does not say how long."""
 
-    def __init__(self, told: str, seconds: float = 0) -> None:
+    def __init__(self, told: str, seconds: float | None = None) -> None:
         super().__init__(told)
         self.seconds = seconds
 
@@ -127,7 +127,8 @@ class EvmNode:
             try:
                 return _not_busy(self._post(body, calls))
             except _BusyError as busy:
-                told, pause = str(busy), busy.seconds or min(_SHORTEST_PAUSE * 2**attempt, _LONGEST_PAUSE)
+                told = str(busy)
+                pause = _SHORTEST_PAUSE * 2**attempt if busy.seconds is None else busy.seconds
                 self._pace.pause(min(pause, _LONGEST_PAUSE))
         raise ConnectError(
             f'the node {redact(self.url)} is busy: {told}, {_TRIES} times in a row',
@@ -156,7 +157,7 @@ class EvmNode:
     def _raise_status(self, status: int, retry_after: str | None, calls: int) -> NoReturn:
         if status in _BUSY:
             named = retry_after is not None and retry_after.isdecimal()
-            raise _BusyError(f'HTTP {status}', float(retry_after or 0) if named else 0)
+            raise _BusyError(f'HTTP {status}', float(retry_after or 0) if named else None)
         text = f'the node {redact(self.url)} answered HTTP {status}'
         raise TooMuchError(text) if status == _TOO_LARGE and calls > 1 else ConnectError(text)
 
