@@ -121,6 +121,18 @@ def test_select_star_has_the_schema_of_the_table(engine, table):
         'WITH t AS (SELECT block_num AS b FROM eth_rpc.logs) SELECT b FROM t WHERE b > 3',
         'SELECT unnest(access_list) FROM eth_rpc.transactions',
         'SELECT 1',
+        'SELECT b.hash FROM eth_rpc.blocks b JOIN eth_rpc.logs l ON b.hash = l.block_hash',
+        'SELECT b.hash, l.tx_hash FROM eth_rpc.blocks b, eth_rpc.logs l WHERE b.hash = l.block_hash',
+        'SELECT hash FROM eth_rpc.blocks b LEFT SEMI JOIN eth_rpc.logs l ON b.hash = l.block_hash',
+        'SELECT tx_hash FROM eth_rpc.blocks b RIGHT SEMI JOIN eth_rpc.logs l ON b.hash = l.block_hash',
+        'SELECT hash FROM eth_rpc.blocks WHERE hash IN (SELECT block_hash FROM eth_rpc.logs)',
+        'SELECT hash FROM eth_rpc.blocks b WHERE EXISTS (SELECT 1 FROM eth_rpc.logs l WHERE l.block_hash = b.hash)',
+        'SELECT b.hash FROM eth_rpc.blocks b JOIN eth_rpc.logs l ON b.hash = l.block_hash UNION ALL '
+        'SELECT b.hash FROM eth_rpc.blocks b JOIN eth_rpc.transactions t ON b.hash = t.block_hash',
+        'SELECT block_num() AS b, address, count(*) AS n FROM eth_rpc.logs GROUP BY block_num(), address',
+        'SELECT block_num() AS b, count(DISTINCT address) AS n FROM eth_rpc.logs GROUP BY 1 HAVING count(*) > 1',
+        'SELECT DISTINCT ON (block_num(), address) address, log_index FROM eth_rpc.logs',
+        'SELECT p FROM (VALUES (1), (2)) AS v(p)',
     ],
 )
 def test_what_may_stream(engine, sql):
@@ -152,10 +164,47 @@ def test_what_may_stream(engine, sql):
             'non-incremental operation: Join(Full)',
         ),
         (
-            'SELECT b.hash FROM eth_rpc.blocks b JOIN eth_rpc.logs l ON b.hash = l.block_hash',
-            'non-incremental operation: Join(Inner) (Amp streams it, this local server does not)',
+            'SELECT b.hash FROM eth_rpc.blocks b LEFT ANTI JOIN eth_rpc.logs l ON b.hash = l.block_hash',
+            'non-incremental operation: Join(LeftAnti)',
         ),
-        ('SELECT hash FROM eth_rpc.blocks WHERE hash IN (SELECT block_hash FROM eth_rpc.logs)', 'Subquery'),
+        (
+            'SELECT hash FROM eth_rpc.blocks WHERE hash NOT IN (SELECT block_hash FROM eth_rpc.logs)',
+            'non-incremental operation: Join(LeftAnti)',
+        ),
+        (
+            'SELECT hash FROM eth_rpc.blocks WHERE gas_used > (SELECT max(log_index) FROM eth_rpc.logs)',
+            'non-incremental operation: Aggregate',
+        ),
+        (
+            'SELECT a.hash FROM eth_rpc.blocks a JOIN eth_rpc.blocks b ON a.hash = b.parent_hash '
+            'JOIN eth_rpc.logs l ON a.hash = l.block_hash',
+            'non-incremental operation: StackedJoins',
+        ),
+        (
+            'SELECT l.log_index FROM eth_rpc.logs l JOIN eth_rpc.blocks b ON l.block_hash = b.hash '
+            'WHERE l.tx_hash IN (SELECT tx_hash FROM eth_rpc.transactions)',
+            'non-incremental operation: StackedJoins',
+        ),
+        (
+            'SELECT hash FROM eth_rpc.blocks WHERE hash IN (SELECT block_hash FROM eth_rpc.logs LIMIT 3)',
+            'non-incremental operation: Limit',
+        ),
+        (
+            'SELECT _block_num, count(*) AS n FROM eth_rpc.logs GROUP BY _block_num',
+            'non-incremental operation: Aggregate',
+        ),
+        (
+            'SELECT address, count(*) AS n FROM eth_rpc.logs GROUP BY address, block_num()',
+            'non-incremental operation: Aggregate',
+        ),
+        (
+            'SELECT count(*) AS n FROM eth_rpc.logs GROUP BY block_num() / 10',
+            'non-incremental operation: Aggregate',
+        ),
+        (
+            'SELECT DISTINCT ON (address, block_num()) address FROM eth_rpc.logs',
+            'non-incremental operation: Distinct',
+        ),
         ('EXPLAIN SELECT hash FROM eth_rpc.blocks', 'invalid operation: Explain'),
     ],
 )

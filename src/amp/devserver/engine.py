@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
-from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions
+from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions, col, lit
 from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider, Table
 from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
-from amp.devserver.chain import Chain, Scan
+from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, opaque, with_block_numbers
+from amp.devserver.chain import Chain, Scan, Snapshot
+from amp.devserver.deltas import BLOCK, Increment, Part, UnsupportedError, quoted
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
 from amp.devserver.names import check_aliases, check_references, dataset_name
 from amp.devserver.scans import for_files, make_table
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
-from amp.errors import QueryError
+from amp.errors import QueryError, SourceError
 
-__all__ = ['Engine', 'Query', 'TableName']
+__all__ = ['Engine', 'Query', 'Streamable', 'TableName']
 
 TableName = tuple[str, str]
 """A dataset and one of its tables."""
@@ -28,12 +32,25 @@ TableName = tuple[str, str]
 RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 
 _CATALOG = 'amp'
-_STORE = '_rows'
+_STORE = '_rows.public'
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _PLAN_ERROR = 'failed to plan SQL query'
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
+
+
+def new_context() -> tuple[SessionContext, Schema]:
+    """A session without tables, and the schema of it that rows are put into, `_STORE`."""
+    # One partition: rows then leave a plan of one table in the order of the table's rows.
+    config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
+    context = SessionContext(for_files(config))
+    context.register_udf(opaque)
+    store = Schema.memory_schema(context)
+    catalog = Catalog.memory_catalog(context)
+    catalog.register_schema('public', store)
+    context.register_catalog_provider('_rows', catalog)
+    return context, store
 
 
 def _no_rows(_: TableName) -> Sequence[pa.RecordBatch]:
@@ -47,8 +64,15 @@ class Query:
     statement: Statement
     schema: pa.Schema
     tables: tuple[TableName, ...]
-    ordered: bool
-    """True when rows leave the plan in the order of the tables' rows; a UNION does not keep it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Streamable:
+    """A query that can be computed microbatch by microbatch."""
+
+    query: Query
+    plan: LogicalPlan | None
+    """How; None when rows leave the query in the order of its table's rows, so that new rows are all it takes."""
 
 
 class Engine:
@@ -69,7 +93,7 @@ class Engine:
         _check_references(plan)
         schema = self._functions.bind(statement.text).visible_schema(frame.schema())
         incremental.check_names(plan, schema.names)
-        return Query(statement, schema, tuple(sorted(asked)), not incremental.has_union(plan))
+        return Query(statement, schema, tuple(sorted(asked)))
 
     def check_batch(self, query: Query) -> None:
         """Raises QueryError when the statement can only be a stream."""
@@ -77,26 +101,68 @@ class Engine:
             text = 'Error during planning: block_num() is only supported in streaming queries'
             raise internal(caused_by(_PLAN_ERROR, text))
 
-    def check_incremental(self, query: Query) -> None:
-        """Raises QueryError when the statement cannot be a stream."""
-        incremental.check_incremental(self._frame(query.statement, query.tables).logical_plan())
+    def check_incremental(self, query: Query) -> Streamable:
+        """How the statement is a stream. Raises QueryError when it cannot be one."""
+        plan = self._frame(query.statement, query.tables).logical_plan()
+        incremental.check_incremental(plan)
+        text = query.statement.text
+        if incremental.keeps_order(plan):
+            # The sub-query that leaves `_block_num` out may still call block_num().
+            with contextlib.suppress(QueryError):
+                self._frame(Statement(streamed(text)), query.tables)
+                return Streamable(query, None)
+        rewritten = self._frame(Statement(with_block_numbers(text)), (*query.tables, NUMBERS)).optimized_logical_plan()
+        incremental.check_optimized(rewritten, self._networks_of)
+        try:
+            Increment(_Parts(self, query.tables, {}, 0, 0), 0).frame(rewritten)
+        except UnsupportedError as error:
+            raise invalid_argument(
+                f'{incremental.REFUSED} {error} (Amp streams it, this local server does not)'
+            ) from None
+        return Streamable(query, rewritten)
 
-    def run(self, query: Query, rows_of: RowsOf, *, sort: bool = False) -> Iterator[pa.RecordBatch]:
+    def run(self, query: Query, rows_of: RowsOf) -> Iterator[pa.RecordBatch]:
         """The result over the rows that `rows_of` gives for each table, batch by batch, without empty batches.
 
-        `sort` orders them by the output column `_block_num`. Raises QueryError when the execution fails.
+        Raises QueryError when the execution fails.
         """
         # A batch query has no block_num() left: check_batch refuses it.
-        frame = self._frame(Statement(streamed(query.statement.text)), query.tables, rows_of)
+        return self._executed(
+            query, lambda: self._frame(Statement(streamed(query.statement.text)), query.tables, rows_of)
+        )
+
+    def run_blocks(
+        self, stream: Streamable, snapshots: Mapping[str, Snapshot], start: int, end: int
+    ) -> Iterator[pa.RecordBatch]:
+        """What the blocks `start` to `end` (inclusive) add to the result, by rising block number; as `run` gives it.
+
+        `snapshots` are those of the datasets.
+        """
+        plan = stream.plan
+        if plan is None:
+            return self.run(stream.query, lambda name: snapshots[name[0]].rows(name[1], start, end))
+
+        def frame() -> DataFrame:
+            parts = _Parts(self, stream.query.tables, snapshots, start, end)
+            # Sorted by what is known to be a column of a table, a UNION fails DataFusion's own check of its plan.
+            return Increment(parts, start).frame(plan).sort(opaque(col(BLOCK)).sort())
+
+        return self._executed(stream.query, frame)
+
+    def _executed(self, query: Query, frame: Callable[[], DataFrame]) -> Iterator[pa.RecordBatch]:
         try:
-            if sort:
-                frame = frame.sort('_block_num')
-            for result in frame.execute_stream():
+            for result in frame().execute_stream():
                 batch = result.to_pyarrow()
                 if batch.num_rows:
-                    yield pa.RecordBatch.from_arrays(batch.columns, schema=query.schema)
+                    yield pa.RecordBatch.from_arrays(batch.columns[: len(query.schema)], schema=query.schema)
+        except (QueryError, SourceError):
+            raise
         except Exception as error:  # DataFusion raises nothing more exact while it executes
             raise _execution_error(self._functions.bind(query.statement.text).visible(str(error))) from error
+
+    def _networks_of(self, reference: str) -> set[str]:
+        name = dataset_name(reference)
+        return {self.datasets[name].network} if name in self.datasets else set()
 
     def _frame(
         self,
@@ -115,22 +181,18 @@ class Engine:
             raise self._planning_error(bound.visible(str(error))) from error
 
     def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
-        # One partition: rows then leave a plan without UNION in the order of the table's rows.
-        config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
-        context = SessionContext(for_files(config))
-        store = Schema.memory_schema(context)
-        catalog = Catalog.memory_catalog(context)
-        catalog.register_schema('public', store)
-        context.register_catalog_provider(_STORE, catalog)
-
+        context, store = new_context()
         # Made before planning: DataFusion's runtime cannot make a table while it is asking for one.
-        tables: dict[TableName, Table] = {}
-        for dataset, table in names:
-            schema = self.datasets[dataset].schemas[table]
-            rows = rows_of((dataset, table))
-            tables[dataset, table] = make_table(context, store, f'{_STORE}.public', f'{dataset}.{table}', schema, rows)
+        tables = {
+            name: make_table(context, store, _STORE, '.'.join(name), self.schema_of(name), rows_of(name))
+            for name in names
+        }
         context.register_catalog_provider(_CATALOG, _Datasets(tables, asked))
         return context
+
+    def schema_of(self, name: TableName) -> pa.Schema:
+        """The columns of a table."""
+        return NUMBERS_SCHEMA if name == NUMBERS else self.datasets[name[0]].schemas[name[1]]
 
     def _planning_error(self, text: str) -> QueryError:
         if 'RecursionLimitExceeded' in text:
@@ -196,3 +258,52 @@ class _Tables(SchemaProvider):
 
     def table_exist(self, name: str) -> bool:
         return (self._dataset, name) in self._all
+
+
+class _Parts:
+    """The tables of a microbatch, for its scans: new rows, old rows, all. The old ones are read only when asked for."""
+
+    def __init__(
+        self, engine: Engine, names: Iterable[TableName], snapshots: Mapping[str, Snapshot], start: int, end: int
+    ) -> None:
+        self.context, self._store = new_context()
+        self._engine = engine
+        self._snapshots = snapshots
+        self._start, self._end = start, end
+        # DataFusion asks for a table by its name; which of its parts it gets is told here before.
+        self._current: dict[TableName, Table] = {}
+        self._made: dict[tuple[TableName, bool], Table] = {}
+        self.context.register_catalog_provider(_CATALOG, _Datasets(self._current, set()))
+        self._aliases = 0
+
+    def scan(self, dataset: str, table: str, part: Part) -> DataFrame:
+        name = NUMBERS if (dataset, table) == NUMBERS else (dataset_name(dataset) or dataset, table)
+        known = (name, part == 'new')
+        if known not in self._made:
+            key = f'{".".join(name)}:{part}'
+            self._made[known] = make_table(
+                self.context, self._store, _STORE, key, self._engine.schema_of(name), self._rows(name, part == 'new')
+            )
+        self._current[name] = self._made[known]
+        frame = self.context.table(f'{quoted(dataset)}.{quoted(table)}')
+        if part == 'new':
+            return frame
+        number = col('_block_num')
+        if part == 'all':
+            return frame.filter(number <= lit(pa.scalar(self._end, pa.uint64())))
+        return frame.filter(number < lit(pa.scalar(self._start, pa.uint64())))
+
+    def _rows(self, name: TableName, new: bool) -> Sequence[pa.RecordBatch] | Scan:
+        if name == NUMBERS:
+            numbers = pa.array(np.arange(self._start if new else 0, self._end + 1, dtype=np.uint64))
+            return [pa.RecordBatch.from_arrays([numbers], schema=NUMBERS_SCHEMA)]
+        view = self._snapshots.get(name[0])
+        if view is None:
+            return ()
+        return view.rows(name[1], self._start, self._end) if new else view.scan(name[1])
+
+    def alias(self, frame: DataFrame, name: str) -> DataFrame:
+        self._aliases += 1
+        view = f'{_STORE}."alias {self._aliases}"'
+        self.context.register_view(view, frame)
+        return self.context.sql(f'SELECT * FROM {view} AS {quoted(name)}')

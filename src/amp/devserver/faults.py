@@ -104,6 +104,7 @@ class Faults:
         self._refusals: dict[str, list[FaultError]] = {'get_flight_info': [], 'do_get': []}
         self._split_rows: int | None = None
         self._keep_alives = False
+        self._keep_alive_seconds: float | None = None
         self._ignored_cursors = 0
         self._repeats = 0
 
@@ -199,6 +200,16 @@ class Faults:
         with self._lock:
             self._keep_alives = on
 
+    def keep_alive_every(self, seconds: float | None) -> None:
+        """How long a microbatch may compute in silence; None for the server's own interval, 30 s or more."""
+        with self._lock:
+            self._keep_alive_seconds = seconds
+
+    @property
+    def keep_alive_seconds(self) -> float | None:
+        """The interval that was asked for."""
+        return self._keep_alive_seconds
+
     def ignore_cursor(self, times: int = 1) -> None:
         """Start the next streams from the first block, whatever cursor they bring."""
         with self._lock:
@@ -216,6 +227,7 @@ class Faults:
                 fault.release()
             self._armed.clear()
             self._refusals = {call: [] for call in self._refusals}
+            self._keep_alive_seconds = None
             self._split_rows, self._keep_alives, self._ignored_cursors, self._repeats = None, False, 0, 0
 
     def check_call(self, call: str) -> None:

@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from amp.devserver.chain import Block
 from amp.streaming.types import BlockRange
 
-__all__ = ['ChainView', 'Cursor', 'encode_metadata', 'next_range', 'parse_cursors', 'range_of', 'start_after']
+__all__ = [
+    'ChainView',
+    'Cursor',
+    'Together',
+    'earliest_block',
+    'encode_metadata',
+    'next_range',
+    'parse_cursors',
+    'range_of',
+    'start_after',
+]
 
 _HASH = re.compile(r'(0x)?[0-9a-fA-F]{64}')
 _U64 = 1 << 64
@@ -46,6 +56,60 @@ class ChainView(Protocol):
 
     def find(self, block_hash: str) -> Block | None:
         """The block of that hash on any branch that is still stored."""
+
+
+class Together:
+    """Several datasets of one network as one chain: what all of them have, as far as they have the same blocks.
+
+    Hashes are those of the first one. Raises ValueError for none.
+    """
+
+    def __init__(self, views: Sequence[ChainView]) -> None:
+        if not views:
+            raise ValueError('no dataset')
+        self._views = views
+
+    @property
+    def first(self) -> int | None:
+        """The earliest block of any; the others have no row there."""
+        return min((view.first for view in self._views if view.first is not None), default=None)
+
+    @property
+    def last(self) -> int | None:
+        """The latest block that all of them have; None while one of them has none."""
+        ends = [view.last for view in self._views]
+        last = min((end for end in ends if end is not None), default=None)
+        if None in ends or last is None or self.first is None:
+            return None
+        while last >= self.first and not self._agree(last):
+            last -= 1
+        return last if last >= self.first else None
+
+    def _agree(self, number: int) -> bool:
+        blocks = {view.canonical(number) for view in self._views} - {None}
+        return len(blocks) < 2
+
+    def canonical(self, number: int) -> Block | None:
+        """The block of that number, of the first dataset that has one."""
+        found = (view.canonical(number) for view in self._views)
+        return next((block for block in found if block is not None), None)
+
+    def find(self, block_hash: str) -> Block | None:
+        """The block of that hash on any branch that one of them has stored."""
+        found = (view.find(block_hash) for view in self._views)
+        return next((block for block in found if block is not None), None)
+
+
+def earliest_block(views: Iterable[ChainView]) -> int | None:
+    """Where a stream over these datasets begins; None when it ends at once.
+
+    A dataset without blocks counts as less than any number when it comes after one that has some, and as nothing when it
+    comes before: the server does so, and then ends or waits.
+    """
+    earliest: int | None = None
+    for view in views:
+        earliest = view.first if earliest is None or view.first is None else min(earliest, view.first)
+    return earliest
 
 
 def parse_cursors(header: str | None) -> dict[str, Cursor] | None:

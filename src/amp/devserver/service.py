@@ -16,19 +16,18 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from amp.devserver.chain import Chain, Scan, Snapshot
+from amp.devserver.chain import Scan, Snapshot
 from amp.devserver.engine import Engine, Query, TableName
 from amp.devserver.faults import EndOfResult, FaultError, Faults, Message
-from amp.devserver.microbatch import Cursor, encode_metadata, next_range, parse_cursors, range_of
-from amp.devserver.sql import Statement, caused_by, internal, invalid_argument, parse_statement
+from amp.devserver.microbatch import Cursor, encode_metadata, parse_cursors, range_of
+from amp.devserver.sql import Statement, caused_by, invalid_argument, parse_statement
+from amp.devserver.streams import Streams, empty_batch, split
 from amp.errors import QueryError, SourceError
 from amp.flight.protocol import decode_statement_query
 from amp.streaming.types import BlockRange
 
 __all__ = ['AmpFlightServer']
 
-_TARGET_BYTES = 2 * 1024 * 1024
-_POLL_SECONDS = 0.05
 _SWITCH = {'true': True, '1': True, 'false': False, '0': False}
 
 
@@ -81,7 +80,7 @@ class _HeadersFactory(fl.ServerMiddlewareFactory):
 class AmpFlightServer(fl.FlightServerBase):
     """Serves an engine's datasets. `close` ends the open streams and then the server.
 
-    `open_streams` counts the streams whose clients are still there.
+    A microbatch that takes longer than `keep_alive_seconds`, 30 at least, is kept alive by batches without rows.
     """
 
     def __init__(
@@ -91,17 +90,21 @@ class AmpFlightServer(fl.FlightServerBase):
         faults: Faults,
         *,
         microbatch_max_blocks: int = 1000,
+        keep_alive_seconds: float = 30,
         token: str | None = None,
         explain: Callable[[QueryError], QueryError] | None = None,
     ) -> None:
         self._engine = engine
         self._explain = explain
         self._faults = faults
-        self._max_blocks = microbatch_max_blocks
         self._stopping = threading.Event()
-        self._open_lock = threading.Lock()
-        self.open_streams = 0
+        self._streams = Streams(engine, faults, self._stopping, microbatch_max_blocks, keep_alive_seconds)
         super().__init__(location, middleware={'headers': _HeadersFactory(token)})
+
+    @property
+    def open_streams(self) -> int:
+        """Streams whose clients are still there."""
+        return self._streams.open
 
     def close(self, timeout: float = 10) -> None:
         """End open streams with UNAVAILABLE and stop listening; waits at most `timeout` seconds for the calls."""
@@ -137,14 +140,7 @@ class AmpFlightServer(fl.FlightServerBase):
                 return fl.GeneratorStream(
                     query.schema, self._guarded(self._faults.apply(self._batch_result(query), gone))
                 )
-            self._engine.check_incremental(query)
-            chain = self._chain_of(query)
-            if chain is None or chain.head is None:
-                nothing = Message(_empty(query.schema), encode_metadata((), complete=True), complete=True)
-                return fl.GeneratorStream(query.schema, self._guarded(iter([nothing])))
-            cursor = self._cursor(chain, asked.cursors)
-            first = self._wait(chain, cursor, gone)
-            return fl.GeneratorStream(query.schema, self._guarded(self._stream_result(query, chain, first, gone)))
+            return fl.GeneratorStream(query.schema, self._guarded(self._streams.messages(query, asked.cursors, gone)))
 
     def list_flights(self, context: Any, criteria: Any) -> NoReturn:
         """UNIMPLEMENTED."""
@@ -180,10 +176,10 @@ class AmpFlightServer(fl.FlightServerBase):
 
         metadata = encode_metadata(ranges, complete=False)
         sent = False
-        for batch in self._split(self._engine.run(query, rows_of)):
+        for batch in split(self._engine.run(query, rows_of), self._faults.split_rows):
             sent = True
             yield Message(batch, metadata, blocks=blocks)
-        empty = _empty(query.schema)
+        empty = empty_batch(query.schema)
         if not sent:
             yield Message(empty, metadata, blocks=blocks)
         yield Message(empty, encode_metadata(ranges, complete=True), complete=True, blocks=blocks)
@@ -203,88 +199,6 @@ class AmpFlightServer(fl.FlightServerBase):
             ranges.append(range_of(network, covered[0][2], start, end))
         return ranges
 
-    def _chain_of(self, query: Query) -> Chain | None:
-        """The one chain that a streaming query follows; None when it reads no table."""
-        chains = {dataset: self._engine.datasets[dataset] for dataset, _ in query.tables}
-        networks = sorted({chain.network for chain in chains.values()})
-        if len(networks) > 1:
-            text = f'multiple networks in dependency tree: {networks[0]} and {networks[1]}'
-            raise internal(caused_by('failed to determine streaming start block', text))
-        if len(chains) > 1:
-            names = ' and '.join(sorted(chains))
-            raise internal(
-                caused_by('streaming query execution error', f'the local Amp streams one dataset, not {names}')
-            )
-        return next(iter(chains.values()), None)
-
-    def _cursor(self, chain: Chain, cursors: dict[str, Cursor] | None) -> Cursor | None:
-        if cursors is None or self._faults.takes_cursor_away():
-            return None
-        if chain.network not in cursors:
-            text = f"expected cursor for network '{chain.network}', but cursor only contains networks: "
-            raise internal(
-                caused_by(
-                    'streaming query execution error',
-                    'failed to convert cursor',
-                    f'{text}[{", ".join(sorted(cursors))}]',
-                )
-            )
-        return cursors[chain.network]
-
-    def _wait(self, chain: Chain, cursor: Cursor | None, gone: Callable[[], bool]) -> tuple[Snapshot, BlockRange]:
-        """The next range, as soon as there is one. Raises EndOfResult when client or server is gone."""
-        while True:
-            view = chain.snapshot()
-            found = next_range(chain.network, view, cursor, self._max_blocks)
-            if found is not None:
-                return view, found
-            while not chain.wait(view.version, _POLL_SECONDS):
-                if gone():
-                    if self._stopping.is_set():
-                        raise fl.FlightUnavailableError('the server is shutting down')
-                    raise EndOfResult
-
-    def _stream_result(
-        self, query: Query, chain: Chain, first: tuple[Snapshot, BlockRange], gone: Callable[[], bool]
-    ) -> Iterator[Message]:
-        view, block_range = first
-        self._count(+1)
-        try:
-            while True:
-                yield from self._faults.apply(self._microbatch(query, view, block_range), gone)
-                cursor = Cursor(block_range.end, block_range.hash or '')
-                view, block_range = self._wait(chain, cursor, gone)
-        finally:
-            self._count(-1)
-
-    def _count(self, change: int) -> None:
-        with self._open_lock:
-            self.open_streams += change
-
-    def _microbatch(self, query: Query, view: Snapshot, block_range: BlockRange) -> Iterator[Message]:
-        blocks = (block_range.start, block_range.end)
-        metadata = encode_metadata([block_range], complete=False)
-        try:
-            for batch in self._split(self._in_block_order(query, view, block_range)):
-                yield Message(batch, metadata, blocks=blocks)
-        except QueryError as error:
-            wrapped = 'streaming query execution error'
-            raise internal(caused_by(wrapped, wrapped, str(error.context['cause']))) from error
-        yield Message(_empty(query.schema), encode_metadata([block_range], complete=True), complete=True, blocks=blocks)
-
-    def _in_block_order(self, query: Query, view: Snapshot, block_range: BlockRange) -> Iterator[pa.RecordBatch]:
-        def rows_between(first: int, last: int) -> Iterator[pa.RecordBatch]:
-            sort = not query.ordered and '_block_num' in query.schema.names
-            return self._engine.run(query, lambda name: view.rows(name[1], first, last), sort=sort)
-
-        if query.ordered or '_block_num' in query.schema.names:
-            yield from rows_between(block_range.start, block_range.end)
-            return
-        # The branches of a UNION come in any order and the result does not say of which block a row is.
-        for number in range(block_range.start, block_range.end + 1):
-            if any(view.rows(table, number, number) for _, table in query.tables):
-                yield from rows_between(number, number)
-
     def _guarded(self, messages: Iterator[Message]) -> Iterator[Any]:
         with _statuses(self._explain):
             try:
@@ -292,14 +206,6 @@ class AmpFlightServer(fl.FlightServerBase):
                     yield message.batch, message.metadata
             except EndOfResult:
                 return
-
-    def _split(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Slices of about 2 MiB, or of as many rows as the faults say."""
-        for batch in batches:
-            parts = -(-batch.nbytes // _TARGET_BYTES)
-            rows = self._faults.split_rows or max(batch.num_rows // max(parts, 1), 1)
-            for at in range(0, batch.num_rows, rows):
-                yield batch.slice(at, rows)
 
 
 def _command(data: bytes) -> str:
@@ -309,10 +215,6 @@ def _command(data: bytes) -> str:
         text = str(error)
         known = text.startswith('unsupported flight descriptor command')
         raise invalid_argument(text if known else f'ProtocolBuffers decoding error: {text}') from error
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=schema)
 
 
 class _statuses:  # noqa: N801
