@@ -25,7 +25,7 @@ from amp.errors import SourceError
 
 __all__ = ['BlockIndex', 'StoredSegment', 'StoredTable', 'read_blocks']
 
-_CACHED_BYTES = 128 << 20
+_CACHED_BYTES = 32 << 20
 _PLACE = ['block_num', 'hash', 'parent_hash', 'timestamp']
 
 
