@@ -28,6 +28,7 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import NestedField
 
 from amp.errors import SchemaError
+from amp.loaders.iceberg_io import sync
 
 __all__ = ['DataWriter', 'arrow_schema', 'delete_files', 'file_schema', 'top_columns', 'top_fields']
 
@@ -240,6 +241,7 @@ class DataWriter:
         if part.writer is None:
             return
         statistics = part.writer.close()
+        sync(self._io, part.path)
         part.writer, part.written = None, 0
         self._files.append(
             DataFile.from_args(

@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
-from pyiceberg.io import OutputStream
+from pyiceberg.io import FileIO, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
-__all__ = ['SyncedFileIO']
+__all__ = ['SyncedFileIO', 'sync']
 
 
 class SyncedFileIO(PyArrowFileIO):
@@ -24,9 +24,17 @@ class SyncedFileIO(PyArrowFileIO):
         """A file to be written."""
         scheme, _, path = self.parse_location(location, self.properties)
         plain = super().new_output(location)
-        if scheme != 'file':
+        if scheme != 'file' or path.endswith('.parquet'):
+            # Arrow writes Parquet without the interpreter; whoever has written it calls `sync`.
             return plain
         return _SyncedOutput(location, path, plain._filesystem, plain._buffer_size)
+
+    def sync(self, location: str) -> None:
+        """Wait until a file that was closed is on the disk; on an object store it is."""
+        scheme, _, path = self.parse_location(location, self.properties)
+        if scheme == 'file':
+            _sync(path)
+            _sync_folder(path)
 
 
 class _SyncedOutput(PyArrowFile):
@@ -53,9 +61,24 @@ class _SyncedFile(io.FileIO):
             os.fsync(self.fileno())
         finally:
             super().close()
-        if os.name == 'posix':
-            folder = os.open(Path(cast('str', self.name)).parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        _sync_folder(cast('str', self.name))
+
+
+def _sync_folder(path: str) -> None:
+    """The name of a file is on the disk when its folder is."""
+    if os.name == 'posix':
+        _sync(str(Path(path).parent))
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY if os.name == 'posix' else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync(file_io: FileIO, location: str) -> None:
+    """Wait for a Parquet file that was closed, where files are synced."""
+    if isinstance(file_io, SyncedFileIO):
+        file_io.sync(location)

@@ -27,6 +27,7 @@ from pyiceberg.types import LongType, NestedField
 
 from amp.errors import DestinationError, SchemaError
 from amp.loaders.iceberg_files import DataWriter, arrow_schema, file_schema, top_columns
+from amp.loaders.iceberg_io import sync
 from amp.loaders.iceberg_rows import Flags, Working, in_runs
 from amp.loaders.iceberg_scan import between, file_batches, read_file
 from amp.loaders.iceberg_streams import BeforeImage
@@ -231,6 +232,7 @@ def write_image(table: Table, rows: Iterable[pa.Table | None]) -> BeforeImage | 
     path = table.location_provider().new_metadata_location(f'amp-before-{uuid.uuid4().hex}.parquet')
     with table.io.new_output(path).create() as sink:
         pq.write_table(whole, cast('Any', sink), compression='zstd')
+    sync(table.io, path)
     replaced = pc.min_max(whole[REPLACED_BY])
     own = pc.min_max(whole.column(names.index(TX_ID)))
     first, last, oldest, newest = (ends[end].as_py() or 0 for ends in (replaced, own) for end in ('min', 'max'))
