@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from amp.config.connection_manager import ConnectionManager
 from amp.config.label_manager import LabelManager
 from amp.errors import ConfigError
 from amp.flight.transport import CONNECT_TIMEOUT, KEEPALIVE, FlightTransport
@@ -56,7 +57,7 @@ class Client:
             server, token, connect_timeout=connect_timeout, keepalive=keepalive, tls_root_certs=tls_root_certs
         )
         self.label_manager = LabelManager(label_dir)
-        self._connections: dict[str, tuple[str, dict[str, Any]]] = {}
+        self.connection_manager = ConnectionManager()
 
     def __repr__(self) -> str:
         return f'Client({self.url!r})'
@@ -74,15 +75,13 @@ class Client:
         """Let `name` stand for a destination: `query.load(name, table)`. Raises ConfigError for an unknown loader."""
         from amp.loaders.registry import get_available_loaders, get_loader_class
 
-        if not name or '://' in name:
-            raise ConfigError(f'{name!r} is not a name for a connection')
         if loader not in get_available_loaders():
             get_loader_class(loader)
-        self._connections[name] = (loader, dict(config))
+        self.connection_manager.configure(name, loader, config)
 
     def list_connections(self) -> dict[str, str]:
-        """The configured names, each with the name of its loader."""
-        return {name: loader for name, (loader, _) in sorted(self._connections.items())}
+        """The known names, configured here or in amp.toml or a variable, each with the name of its loader."""
+        return {name: self.connection_manager.get(name).loader for name in self.connection_manager.names()}
 
     def add_label(
         self,
@@ -117,14 +116,8 @@ class Client:
 
         if is_url(connection):
             return loader_of_url(connection), {'url': connection, **(config or {})}
-        if connection not in self._connections:
-            known = ', '.join(self.list_connections())
-            raise ConfigError(
-                f'there is no connection {connection!r}',
-                hint=f'known connections: {known}' if known else 'give a URL such as duckdb:///chain.db',
-            )
-        loader, settings = self._connections[connection]
-        return loader, {**settings, **(config or {})}
+        found = self.connection_manager.get(connection)
+        return found.loader, {**found.config(), **(config or {})}
 
     def settings(self) -> dict[str, Any]:
         """What makes another client like this one, in another process: it holds the token."""

@@ -7,9 +7,12 @@ from typing import Annotated
 import typer
 
 from amp.cli.backfill import backfill
+from amp.cli.conn import config, conn
 from amp.cli.demo import demo
+from amp.cli.doctor import doctor
 from amp.cli.load import load, stream
 from amp.cli.loaders import loaders
+from amp.cli.plan import plan
 from amp.cli.query import query
 from amp.cli.serve import serve
 from amp.cli.status import status
@@ -52,5 +55,7 @@ def _amp(
     pass
 
 
-for _command in (query, load, stream, backfill, status, verify, serve, demo, loaders):
+for _command in (query, plan, load, stream, backfill, status, verify, serve, demo, doctor, loaders):
     app.command()(_command)
+app.add_typer(conn, name='conn')
+app.add_typer(config, name='config')

@@ -1,0 +1,125 @@
+"""`amp plan`: what a load would do. It asks both ends and touches neither."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from amp.cli.console import command, emit, interruptible
+from amp.cli.inputs import AsJson, Sql, Token, Url, server_and_sql
+from amp.cli.load import TableName, To
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from amp.loaders.base import DataLoader
+
+__all__ = ['plan']
+
+_SAMPLE_BLOCKS = 100
+
+
+@command
+def plan(
+    url: Url,
+    sql: Sql = None,
+    *,
+    to: To,
+    table: TableName,
+    block_column: Annotated[str, typer.Option(help='The column of the query that holds the block.')] = 'block_num',
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a load would do: columns and their types there, blocks, gaps, and about how many rows."""
+    url, text = server_and_sql(url, sql)
+    from amp.client import Client
+    from amp.loaders.lanes import family, gaps_of, history_of
+    from amp.loaders.status import open_destination, server_coverage
+    from amp.loaders.urls import is_url, loader_of_url
+    from amp.streaming.ledger import StreamKey
+
+    with interruptible(), contextlib.ExitStack() as stack:
+        client = stack.enter_context(Client(url, auth_token=token))
+        query = client.sql(text)
+        schema = query.schema()
+        name = loader_of_url(to) if is_url(to) else client.connection_manager.get(to).loader
+        columns = _columns(name, schema)
+        covered = server_coverage(client, text)
+        loader = _opened(stack, open_destination, client, to)
+        infos = [] if loader is None else family(loader.streaming_destination().list_streams(), StreamKey(table, table))
+        history, gaps = history_of(infos), gaps_of(infos)
+        exists = loader is not None and loader.table_exists(table)
+        rows = _estimate(client, text, covered, block_column)
+    facts: dict[str, Any] = {
+        'destination': name,
+        'table': table,
+        'exists': exists,
+        'columns': [{'name': field.name, 'arrow': str(field.type), 'there': there} for field, there in columns],
+        'blocks': [r.to_dict() for r in covered],
+        'done': [r.to_dict() for r in history],
+        'gaps': [r.to_dict() for r in gaps],
+        'estimated_rows': rows,
+    }
+    if as_json:
+        emit('plan', **facts)
+    else:
+        _print(facts)
+
+
+def _opened(stack: contextlib.ExitStack, opener: Any, client: Any, to: str) -> DataLoader[Any] | None:
+    """The destination, None when there is nothing yet."""
+    from amp.errors import DestinationError
+    from amp.loaders.urls import is_url
+
+    if not is_url(to):
+        loader: DataLoader[Any] = stack.enter_context(client.make_loader(to))
+        return loader
+    try:
+        found: DataLoader[Any] = stack.enter_context(opener(to))
+    except DestinationError as error:
+        if 'there is nothing at' in error.message:
+            return None
+        raise
+    return found
+
+
+def _columns(loader: str, schema: pa.Schema) -> list[tuple[Any, str]]:
+    """Each field and its type there; raises SchemaError for one that has none."""
+    from amp.loaders.type_tables import TABLES
+
+    table = TABLES.get(loader)
+    if table is None:
+        return [(field, "the loader's own choice") for field in schema]
+    return [(field, landing.column) for field, landing in zip(schema, table.landings(schema), strict=True)]
+
+
+def _estimate(client: Any, sql: str, covered: Any, block_column: str) -> int | None:
+    """Rows in proportion to those of the newest blocks; None where the query cannot be split."""
+    from amp.backfill.split import Splittable
+    from amp.errors import ConfigError
+
+    if len(covered) != 1:
+        return None
+    [r] = covered
+    try:
+        split = Splittable(sql, block_column)
+    except ConfigError:
+        return None
+    first = max(r.start, r.end - _SAMPLE_BLOCKS + 1)
+    sampled = client.sql(f'SELECT count(*) AS n FROM ({split.of(first, r.end + 1)}) AS sample').to_arrow()
+    return int(int(sampled['n'][0].as_py()) * (r.end - r.start + 1) / (r.end - first + 1))
+
+
+def _print(facts: dict[str, Any]) -> None:
+    state = 'is there' if facts['exists'] else 'would be made'
+    print(f'{facts["table"]} in {facts["destination"]} {state}')
+    width = max((len(column['name']) for column in facts['columns']), default=0)
+    for column in facts['columns']:
+        print(f'  {column["name"]:<{width}}  {column["arrow"]}  ->  {column["there"]}')
+    for title in ('blocks', 'done', 'gaps'):
+        ranges = ', '.join(f'{r["network"]} {r["start"]:,}-{r["end"]:,}' for r in facts[title]) or 'none'
+        print(f'{title:<7} {ranges}')
+    rows = facts['estimated_rows']
+    print(f'rows    {"not known" if rows is None else f"about {rows:,} in all blocks"}')
