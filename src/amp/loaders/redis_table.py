@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute
 
 from amp.errors import LoadError, SchemaError
-from amp.loaders.redis_connect import Wire, explained
+from amp.loaders.redis_connect import Wire
+from amp.loaders.redis_reader import Reader
 from amp.loaders.redis_resp import (
     Commands,
     Literal,
@@ -23,7 +24,7 @@ from amp.loaders.redis_resp import (
     unpacked,
     variadic,
 )
-from amp.loaders.redis_rows import fields_of, json_rows, rows_of_fields, rows_of_json
+from amp.loaders.redis_rows import fields_of, json_rows
 from amp.loaders.redis_store import COLLECTIONS, Piece, Store, TableRecord, covers
 from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import TX_ID
@@ -223,7 +224,7 @@ class Table:
         if self.record.key is None:
             return commands, rows
         if self.is_collection:
-            rows = self.count([])
+            rows = Reader(self).count([])
             commands.call('UNLINK', self.collection)
         for piece in self.store.pieces(self.name):
             if not self.is_collection:
@@ -300,113 +301,6 @@ class Table:
             commands.call('UNLINK', self.store.before(self.name, piece.tx_id, name))
         commands.call('UNLINK', own('replaced', self.name, piece.member))
         commands.call('ZREM', own('undo', self.name), piece.member)
-
-    # Reading
-
-    def count(self, hidden: Sequence[IdRun]) -> int:
-        """The number of rows, without the hidden ones."""
-        if self.record.key is None:
-            return 0
-        if self.is_collection:
-            name = {'list': 'LLEN', 'set': 'SCARD', 'sorted_set': 'ZCARD', 'stream': 'XLEN'}[self.record.structure]
-            unseen = sum(piece.rows for piece in self.store.pieces(self.name, hidden))
-            return int(self.store.read(name, self.collection)) - unseen
-        if self.record.is_upserted or self.store.ttl is not None:
-            return sum(batch.num_rows for batch, _ in self.scan(hidden))
-        pieces = self.store.pieces(self.name)
-        return sum(piece.rows for piece in pieces if not covers(hidden, piece.tx_id))
-
-    def scan(self, hidden: Sequence[IdRun]) -> Iterator[tuple[pa.RecordBatch, Column]]:
-        """Batches of the kept schema, with the ids of their rows."""
-        if self.record.key is None:
-            return
-        batches = self._scan_collection() if self.is_collection else self._scan_keys(hidden)
-        for batch, ids in batches:
-            shown = np.ones(batch.num_rows, bool)
-            for run in hidden:
-                shown &= ~pc.and_(pc.greater_equal(ids, run.first), pc.less_equal(ids, run.last)).to_numpy(
-                    zero_copy_only=False
-                )
-            mask: Any = pa.array(shown)
-            yield (batch, ids) if shown.all() else (batch.filter(mask), ids.filter(mask))
-
-    def get(self, key: bytes, hidden: Sequence[IdRun]) -> pa.RecordBatch | None:
-        """The row under a key, as a batch of one row; None when it is not there."""
-        batch, ids = self._fetch([key])
-        if not batch.num_rows or covers(hidden, ids[0].as_py()):
-            return None
-        return batch
-
-    def _scan_keys(self, hidden: Sequence[IdRun]) -> Iterator[tuple[pa.RecordBatch, Column]]:
-        for piece in self.store.pieces(self.name):
-            if covers(hidden, piece.tx_id):
-                continue
-            names = _list(self.store.keys_of(self.name, piece))
-            for at in range(0, len(names), _PAGE):
-                batch, ids = self._fetch(names[at : at + _PAGE])
-                # A row that was replaced since is listed with what replaced it.
-                own: Any = pc.equal(ids, piece.tx_id)
-                yield batch.filter(own), ids.filter(own)
-
-    def _fetch(self, names: Sequence[bytes]) -> tuple[pa.RecordBatch, Column]:
-        schema = self.record.kept_schema.append(pa.field(TX_ID, pa.int64()))
-        with explained(self.store.server.place):
-            pipe = self.store.server.client.pipeline(transaction=False)
-            if self.record.structure == 'hash':
-                for name in names:
-                    pipe.hmget(name, schema.names)
-                rows = [row for row in pipe.execute() if row[-1] is not None]
-                return _split(rows_of_fields(rows, schema))
-            for name in names:
-                pipe.execute_command('GET' if self.record.structure == 'string' else 'JSON.GET', name)
-            return _split(rows_of_json([row for row in pipe.execute() if row is not None], schema))
-
-    def _scan_collection(self) -> Iterator[tuple[pa.RecordBatch, Column]]:
-        schema = self.record.kept_schema.append(pa.field(TX_ID, pa.int64()))
-        if self.record.structure == 'stream':
-            for entries in self._entries():
-                rows = [[fields.get(name) for name in map(str.encode, schema.names)] for fields in entries]
-                yield _split(rows_of_fields(rows, schema))
-            return
-        for members in self._members():
-            yield _split(rows_of_json(members, schema))
-
-    def _entries(self) -> Iterator[list[dict[bytes, bytes]]]:
-        start = '-'
-        while True:
-            with explained(self.store.server.place):
-                found = self.store.server.client.xrange(self.collection, start, '+', _PAGE)
-            if not found:
-                return
-            yield [fields for _, fields in found]
-            start = '(' + found[-1][0].decode()
-
-    def _members(self) -> Iterator[list[bytes]]:
-        client, key = self.store.server.client, self.collection
-        if self.record.structure == 'set':
-            at = 0
-            seen: set[bytes] = set()
-            while True:
-                with explained(self.store.server.place):
-                    at, members = client.sscan(key, at, count=_PAGE)
-                # A scan of a set may show a member twice.
-                yield [member for member in members if member not in seen]
-                seen.update(members)
-                if not at:
-                    return
-        read = client.lrange if self.record.structure == 'list' else client.zrange
-        start = 0
-        while True:
-            with explained(self.store.server.place):
-                members = read(key, start, start + _PAGE - 1)
-            if not members:
-                return
-            yield members
-            start += _PAGE
-
-
-def _split(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Column]:
-    return batch.drop_columns([TX_ID]), batch.column(TX_ID)
 
 
 def _each(column: Column, lines: int = 1) -> Commands:

@@ -16,90 +16,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from amp.errors import AmpError, ConfigError, DestinationError, IntegrityError, LoadError, SchemaError
-from amp.loaders.arrow_types import type_table
+from amp.errors import AmpError, LoadError
 from amp.loaders.points import reached
 from amp.loaders.redis_connect import Bulk, Wire
+from amp.loaders.redis_layout import Layout, aligned
 from amp.loaders.redis_resp import Commands, variadic
 from amp.loaders.redis_store import COLLECTIONS, Piece, Store, StreamRecord, TableRecord
+from amp.loaders.redis_streams import MOST_TRIES, busy, cut, own_stream, sweep, sweep_load
 from amp.loaders.redis_table import Table
-from amp.loaders.row_columns import fitted
-from amp.loaders.row_keys import KeySpec, Numbering
-from amp.loaders.sql import stale_epoch
+from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
-from amp.loaders.unit import Claim
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
-__all__ = ['DEFAULT_PATTERN', 'Layout', 'StreamTarget', 'Write', 'drop_table', 'sweep_load', 'take_stream']
+__all__ = ['StreamTarget', 'Write']
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
 
-DEFAULT_PATTERN = '{table}:{id}'
-
 _SMALL = 16 << 20
 # An overwrite stays one transaction for longer: splitting it shows an empty table meanwhile.
 _SMALL_OVERWRITE = 256 << 20
-_MOST_TRIES = 200
-_PIECES_AT_ONCE = 64
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a configuration says of tables. `pattern` None: rows are named by what wrote them."""
-
-    structure: str = 'hash'
-    pattern: str | None = None
-    score: str | None = None
-    rows_at_once: int = 8192
-
-    def decide(self, record: TableRecord, table: str, mode: LoadMode, key_columns: Sequence[str]) -> TableRecord:
-        """The record with its key, for a first write or a later one. Raises ConfigError or SchemaError."""
-        upserts = mode in {LoadMode.UPSERT, LoadMode.MERGE}
-        if record.structure != self.structure:
-            raise ConfigError(
-                f'the rows of {table!r} are kept as {record.structure}, not as {self.structure}',
-                hint=f'data_structure={record.structure!r} loads into it; or overwrite the table',
-            )
-        if record.key is None:
-            record = replace(record, key=self._key(record, table, key_columns if upserts else ()))
-        key = record.key
-        if upserts and (key is None or set(key.columns) != set(key_columns)):
-            found = ', '.join(key.columns) if key is not None and key.columns else 'number'
-            raise ConfigError(
-                f'the rows of {table!r} are found by {found}, so they cannot be replaced by {", ".join(key_columns)}',
-                hint='key_columns must be the columns of the key; load by key into a table of its own',
-            )
-        return replace(record, is_upserted=True) if upserts else record
-
-    def check(self, schema: pa.Schema, table: str) -> None:
-        """Raises SchemaError when rows of these columns have no key as the pattern wants it."""
-        if self.pattern is not None and self.structure not in COLLECTIONS:
-            KeySpec.of_pattern(self.pattern, table, schema.names).check(schema)
-
-    def _key(self, record: TableRecord, table: str, key_columns: Sequence[str]) -> KeySpec:
-        names = record.kept_schema.names
-        if self.structure in COLLECTIONS:
-            return _collection_key(self.pattern, table)
-        if self.pattern is not None:
-            key = KeySpec.of_pattern(self.pattern, table, names)
-        elif key_columns:
-            key = KeySpec((('text', f'{table}:'), *KeySpec.of_columns(key_columns).parts))
-        else:
-            key = KeySpec.of_pattern(DEFAULT_PATTERN, table, ())
-        key.check(record.schema)
-        return key
-
-
-def _collection_key(pattern: str | None, table: str) -> KeySpec:
-    text = '{table}' if pattern in {None, DEFAULT_PATTERN} else str(pattern)
-    if '{' in text.replace('{table}', ''):
-        raise ConfigError(
-            f'key_pattern={pattern!r} names a column, but a collection has one key a table',
-            hint="leave it out, or write {table} and text only; data_structure='hash' has a key a row",
-        )
-    return KeySpec((('text', text.replace('{table}', table)),))
 
 
 @dataclass(frozen=True)
@@ -163,14 +100,14 @@ class Write:
         self._pending = []
         if self._bulk is not None:
             with suppress(AmpError):
-                _cut(self._store, self._name, [self._bulk.client_id])
+                cut(self._store, self._name, [self._bulk.client_id])
             self._bulk.close()
         if self._first_id is None or not self._tried:
             return
         with suppress(AmpError):
             if self._stream is not None:
                 if self._is_split:
-                    _sweep(self._store, self._name, self._layout, self._stream.key, self._stream.state.epoch)
+                    sweep(self._store, self._name, self._layout, self._stream.key, self._stream.state.epoch)
             else:
                 sweep_load(self._store, self._name, self._layout, self._first_id)
 
@@ -179,7 +116,7 @@ class Write:
     def _transact(self, state: StreamState | None, *, last: bool) -> None:
         """Write what is pending; again, when somebody else was quicker."""
         self._take_id()
-        for _ in range(_MOST_TRIES):
+        for _ in range(MOST_TRIES):
             with self._store.wire(self._name) as wire:
                 commands, done = self._build(wire, state, last=last)
                 reached('commit.before')
@@ -187,9 +124,7 @@ class Write:
                 if wire.transact(commands):
                     done()
                     return
-        busy = DestinationError(f'others write to {self._name!r} all the time', hint='try again')
-        busy.retryable = True
-        raise busy
+        raise busy(f'others write to {self._name!r}')
 
     def _build(self, wire: Wire, state: StreamState | None, *, last: bool) -> tuple[Commands, Callable[[], None]]:
         """The commands of a transaction, everything checked; and what to remember once it has happened."""
@@ -407,121 +342,6 @@ class Write:
         if self._stream is None:
             return None
         return own_stream(self._store, self._stream.key, self._stream.state.epoch)
-
-
-def aligned(batch: pa.RecordBatch, record: TableRecord) -> pa.RecordBatch:
-    """The batch in the columns of its table, without ids. Raises SchemaError for a column that does not fit."""
-    schema = record.kept_schema
-    extra = [name for name in batch.schema.names if name not in schema.names and name != TX_ID]
-    if extra:
-        raise SchemaError(f'the rows have the column {extra[0]!r}, which the table lacks', column=extra[0])
-    columns: list[Any] = []
-    for field in schema:
-        at = batch.schema.get_field_index(field.name)
-        if at < 0:
-            columns.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        landing = type_table('redis').landing(batch.schema.field(at))
-        columns.append(fitted(landing.land(batch.column(at)), field, landing.wire))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def own_stream(store: Store, key: StreamKey, epoch: int) -> StreamRecord:
-    """The record of a stream that must still have our epoch. Raises StaleEpochError."""
-    record = store.stream(key)
-    if record is None:
-        raise IntegrityError(f'the stream {key.name!r} of {key.table!r} is no longer known here')
-    if record.epoch != epoch:
-        raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
-    return record
-
-
-def take_stream(store: Store, layout: Layout, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
-    """Raise the epoch in favour of `claim`, cut off who wrote before, and take away what was never done."""
-    number, name = store.number(key), store.own('stream', *key)
-    for _ in range(_MOST_TRIES):
-        with store.wire(key.table) as wire:
-            wire.call('WATCH', name)
-            found = store.stream(key) or StreamRecord(number, 0, claim)
-            if after is not None and found.epoch not in {0, after} and found.claim.owner != claim.owner:
-                raise stale_epoch(key, after, found.epoch, found.claim.owner, found.claim.taken_at)
-            query = claim.query or found.claim.query
-            taken = replace(found, epoch=found.epoch + 1, claim=Claim(claim.owner, claim.taken_at, query))
-            commands = Commands()
-            commands.call('SET', name, taken.to_json())
-            if not wire.transact(commands):
-                continue
-        reached('open.taken')
-        if taken.intent is not None:
-            if taken.clients and taken.run_id == store.server.run_id():
-                _cut(store, key.table, taken.clients)
-            _sweep(store, key.table, layout, key, taken.epoch)
-        reached('open.swept')
-        return taken.state()
-    busy = DestinationError(
-        f'the stream {key.name!r} of {key.table!r} is being taken by many at once', hint='try again'
-    )
-    busy.retryable = True
-    raise busy
-
-
-def drop_table(store: Store, table: str) -> None:
-    """Take a table away with all of its rows."""
-    for _ in range(_MOST_TRIES):
-        with store.wire(table) as wire:
-            wire.call('WATCH', store.own('table', table), store.own('units', table))
-            record = store.table(table)
-            if record is None:
-                return
-            commands, _rows = Table(store, table, record).clear()
-            for kind in ('table', 'units', 'undo', 'seq', 'loading'):
-                commands.call('UNLINK', store.own(kind, table))
-            if wire.transact(commands):
-                return
-
-
-def _sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) -> None:
-    """Take away the rows of a unit that was never done, some pieces at a time, and then its intent."""
-    record = own_stream(store, key, epoch)
-    _sweep_pieces(store, table, layout, record.hidden, lambda: own_stream(store, key, epoch))
-    with store.wire(table) as wire:
-        wire.call('WATCH', store.own('stream', *key))
-        record = own_stream(store, key, epoch)
-        commands = Commands()
-        commands.call('SET', store.own('stream', *key), replace(record, intent=None, clients=[]).to_json())
-        wire.transact(commands)
-
-
-def sweep_load(store: Store, table: str, layout: Layout, load: int) -> None:
-    """The same for a load that is no stream."""
-    _sweep_pieces(store, table, layout, [IdRun(load, load)], lambda: None)
-    store.read('HDEL', store.own('loading', table), load)
-
-
-def _sweep_pieces(
-    store: Store, table: str, layout: Layout, runs: Sequence[IdRun], still_ours: Callable[[], object]
-) -> None:
-    record = store.table(table)
-    if record is None or record.key is None:
-        return
-    rows = Table(store, table, record, layout.score)
-    pieces = list(store.pieces(table, runs))
-    for at in range(0, len(pieces), _PIECES_AT_ONCE):
-        part = pieces[at : at + _PIECES_AT_ONCE]
-        run = IdRun(part[0].tx_id, part[-1].tx_id)
-        still_ours()
-        for _ in range(_MOST_TRIES):
-            with store.wire(table) as wire:
-                commands, _rows = rows.undo(wire, [run])
-                if not commands.count or wire.transact(commands):
-                    break
-
-
-def _cut(store: Store, table: str, clients: Iterable[int]) -> None:
-    """Close connections of an older writer: what they have not said yet is never heard."""
-    for client in clients:
-        with store.wire(table) as wire:
-            wire.call('CLIENT', 'KILL', 'ID', client)
 
 
 def _last_of_equals(

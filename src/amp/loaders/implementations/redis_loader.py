@@ -7,19 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.compute
 
-from amp.errors import ConfigError, DestinationError, redact
+from amp.errors import ConfigError, DestinationError
 from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
 from amp.loaders.redis_connect import Place, Server
+from amp.loaders.redis_layout import DEFAULT_PATTERN, Layout
+from amp.loaders.redis_reader import Reader
 from amp.loaders.redis_resp import Commands
 from amp.loaders.redis_store import COLLECTIONS, FIRST_STREAM_ID, Store, TableRecord, is_dead
+from amp.loaders.redis_streams import drop_table, sweep_load, take_stream
 from amp.loaders.redis_table import Table
-from amp.loaders.redis_unit import DEFAULT_PATTERN, Layout, StreamTarget, Write, drop_table, sweep_load, take_stream
+from amp.loaders.redis_unit import StreamTarget, Write
+from amp.loaders.redis_url import config_of_url
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
@@ -79,7 +82,7 @@ class RedisLoader(DataLoader[RedisConfig]):
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
         if 'url' in config:
-            config = {**_from_url(str(config['url'])), **{key: config[key] for key in config if key != 'url'}}
+            config = {**config_of_url(str(config['url'])), **{key: config[key] for key in config if key != 'url'}}
         super().__init__(config, label_manager)
         # A load belongs to the thread that runs it: threads may share a loader.
         self._loads = threading.local()
@@ -243,7 +246,7 @@ class RedisLoader(DataLoader[RedisConfig]):
             return None
         return {
             'table_name': table_name,
-            'row_count': self._table(table_name, record).count(self.store.hidden(table_name)),
+            'row_count': self._reader(table_name, record).count(self.store.hidden(table_name)),
             'exists': True,
             'columns': record.schema.names,
             'data_structure': record.structure,
@@ -286,7 +289,7 @@ class RedisLoader(DataLoader[RedisConfig]):
             raise ConfigError(f'rows in a Redis {record.structure} have no keys', hint='scan the table')
         if record.key is None:
             return None
-        row = self._table(table_name, record).get(
+        row = self._reader(table_name, record).get(
             _key_of(self.store, table_name, record, key), self._hidden(table_name)
         )
         if row is None:
@@ -299,15 +302,15 @@ class RedisLoader(DataLoader[RedisConfig]):
         self._created_tables.pop(table_name, None)
 
     def _stamped(self, table_name: str, record: TableRecord) -> Iterator[pa.RecordBatch]:
-        for batch, ids in self._table(table_name, record).scan(self._hidden(table_name)):
+        for batch, ids in self._reader(table_name, record).scan(self._hidden(table_name)):
             columns = [_ids(ids) if name == TX_ID else batch.column(name) for name in record.schema.names]
             yield pa.RecordBatch.from_arrays(columns, schema=record.schema)
 
     def _hidden(self, table_name: str) -> Any:
         return self.store.hidden(table_name)
 
-    def _table(self, table_name: str, record: TableRecord) -> Table:
-        return Table(self.store, table_name, record, self.config.score_column)
+    def _reader(self, table_name: str, record: TableRecord) -> Reader:
+        return Reader(Table(self.store, table_name, record, self.config.score_column))
 
     # Streams
 
@@ -387,43 +390,6 @@ def _quietly() -> Iterator[None]:
         yield
     except DestinationError:
         return
-
-
-def _from_url(url: str) -> dict[str, Any]:
-    """`redis://`, `rediss://` (TLS), `redis+cluster://`, `rediss+cluster://`: user, password, host, port, `/db`."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f'{redact(url)!r} is not a URL: {error}') from error
-    scheme, _, rest = parts.scheme.partition('+')
-    if scheme not in {'redis', 'rediss', 'valkey', 'valkeys'} or rest not in {'', 'cluster'}:
-        raise ConfigError(f'{redact(url)!r} is not the URL of a Redis server', hint='redis://host:6379/0')
-    db = parts.path.strip('/')
-    if db and not db.isdigit():
-        raise ConfigError(f'{db!r} is not the number of a Redis database', hint='redis://host:6379/0')
-    config: dict[str, Any] = {
-        'host': parts.hostname or 'localhost',
-        'port': port,
-        'db': int(db) if db else None,
-        'username': unquote(parts.username) if parts.username else None,
-        'password': unquote(parts.password) if parts.password else None,
-        'tls': True if scheme.endswith('s') and scheme != 'redis' else None,
-        'cluster': True if rest == 'cluster' else None,
-    }
-    config = {key: value for key, value in config.items() if value is not None}
-    return {**config, **{key: _typed(key, value) for key, value in parse_qsl(parts.query)}}
-
-
-def _typed(key: str, value: str) -> Any:
-    try:
-        if key in {'ttl', 'pipeline_size', 'db', 'port'}:
-            return int(value)
-        if key in {'tls', 'cluster'}:
-            return {'true': True, '1': True, 'false': False, '0': False}[value.lower()]
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f'{value!r} is not a value for {key}') from error
-    return value
 
 
 def _landed(schema: pa.Schema) -> pa.Schema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -623,3 +625,12 @@ def test_configuration_is_checked_by_name():
     for url in ('redis://h/x', 'redis://h:x', 'redis+sentinel://h'):
         with pytest.raises(ConfigError):
             RedisLoader({'url': url})
+
+
+def test_the_example_of_its_page_runs(redis_test_config, tmp_path):
+    page = (Path(__file__).parents[4] / 'docs' / 'destinations' / 'redis.md').read_text()
+    [code] = re.findall(r'```python\n(.*?)```', page, flags=re.DOTALL)
+    code = code.replace("{'host': 'localhost', 'port': 6379, ", f'{{**{redis_test_config!r}, ')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'number': 2" in done.stdout
