@@ -101,17 +101,17 @@ class Engine:
             text = 'Error during planning: block_num() is only supported in streaming queries'
             raise internal(caused_by(_PLAN_ERROR, text))
 
-    def check_incremental(self, query: Query) -> Streamable:
-        """How the statement is a stream. Raises QueryError when it cannot be one."""
+    def check_incremental(self, query: Query, *, numbered: bool = False) -> Streamable:
+        """How the statement is a stream; `numbered` when the rows' blocks are wanted too. Raises QueryError."""
         plan = self._frame(query.statement, query.tables).logical_plan()
         incremental.check_incremental(plan)
         text = query.statement.text
-        if incremental.keeps_order(plan):
+        if incremental.keeps_order(plan) and not numbered:
             # The sub-query that leaves `_block_num` out may still call block_num().
             with contextlib.suppress(QueryError):
                 self._frame(Statement(streamed(text)), query.tables)
                 return Streamable(query, None)
-        rewritten = self._frame(Statement(with_block_numbers(text)), (*query.tables, NUMBERS)).optimized_logical_plan()
+        rewritten = self._optimized(Statement(with_block_numbers(text)), (*query.tables, NUMBERS))
         incremental.check_optimized(rewritten, self._networks_of)
         try:
             Increment(_Parts(self, query.tables, {}, 0, 0), 0).frame(rewritten)
@@ -144,10 +144,25 @@ class Engine:
 
         def frame() -> DataFrame:
             parts = _Parts(self, stream.query.tables, snapshots, start, end)
-            # Sorted by what is known to be a column of a table, a UNION fails DataFusion's own check of its plan.
-            return Increment(parts, start).frame(plan).sort(opaque(col(BLOCK)).sort())
+            return Increment(parts, start).frame(plan).sort(col(BLOCK).sort())
 
         return self._executed(stream.query, frame)
+
+    def run_numbered(
+        self, stream: Streamable, snapshots: Mapping[str, Snapshot], start: int, end: int, schema: pa.Schema
+    ) -> Iterator[pa.RecordBatch]:
+        """As `run_blocks`, with the block of each row in front; `schema` is that of the rows with it.
+
+        The stream is one that was asked for as numbered.
+        """
+        plan = stream.plan
+        assert plan is not None, 'not a numbered stream'  # noqa: S101
+        names = [name for name in schema.names if name != '_block_num']
+        parts = _Parts(self, stream.query.tables, snapshots, start, end)
+        frame = lambda: Increment(parts, start).frame(plan).sort(col(BLOCK).sort())  # noqa: E731
+        wide = pa.schema([*stream.query.schema, pa.field(BLOCK, pa.uint64())])
+        for batch in self._executed(Query(stream.query.statement, wide, stream.query.tables), frame):
+            yield pa.RecordBatch.from_arrays([batch[BLOCK], *(batch[name] for name in names)], schema=schema)
 
     def _executed(self, query: Query, frame: Callable[[], DataFrame]) -> Iterator[pa.RecordBatch]:
         try:
@@ -179,6 +194,13 @@ class Engine:
             return bound.plan(context, options)
         except (ValueError, RuntimeError) as error:
             raise self._planning_error(bound.visible(str(error))) from error
+
+    def _optimized(self, statement: Statement, names: Iterable[TableName]) -> LogicalPlan:
+        frame = self._frame(statement, names)
+        try:
+            return frame.optimized_logical_plan()
+        except Exception as error:  # DataFusion raises nothing more exact while it optimizes
+            raise internal(caused_by(_PLAN_ERROR, str(error).removeprefix('DataFusion error: '))) from error
 
     def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
         context, store = new_context()
