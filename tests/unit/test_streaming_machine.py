@@ -204,11 +204,11 @@ def test_16_and_17_a_restart_forgets_what_was_not_committed_and_uses_no_id_again
     d.unit(r(0, 10))
     used = {d.machine.committed.entries[0].last_id}
     for i in range(uncommitted):
-        used.add(d.machine.next_id())
+        used.add(d.machine.unit_id())
         d.close(r(11 + i, 11 + i), commit=False)
     d.restart()
     assert d.position() == at(10)
-    assert d.machine.next_id() > max(used)
+    assert d.machine.unit_id() > max(used)
     assert d.close(r(11, 20)).endswith('>')
     assert d.position() == at(20)
 

@@ -10,6 +10,7 @@ add such rows, so they are deleted again with the commits that follow.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from amp.streaming.state import StreamStateStore
 
 __all__ = ['Documents', 'UndoById', 'undo_by_id']
+
+logger = logging.getLogger('amp.stream')
 
 _NUMBERS = ('', '')
 _MOST_DEAD_RUNS = 64
@@ -82,6 +85,7 @@ class UndoById:
         self.loader = loader
         self.documents = documents
         self.sweeps_left = 0
+        self._left_over = False
 
     def list_streams(self) -> Sequence[StreamInfo]:
         """Every stream that the documents know, by number."""
@@ -110,6 +114,7 @@ class UndoById:
                 f'the stream {key.name!r} of {key.table!r} is being taken by many at once', hint='try again'
             )
         reached('open.taken')
+        self._left_over = False
         if taken.dead:
             if self._can_delete:
                 self.loader._delete_runs(key.table, taken.dead)
@@ -118,7 +123,11 @@ class UndoById:
         return taken.stream_state()
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _ByIdUnit:
-        """Make the intent durable, then take back what it names."""
+        """Make the intent durable, then take back what it names. Raises DestinationError, to be opened anew first."""
+        if self._left_over:
+            unfinished = DestinationError('rows of a unit that was rolled back could not be deleted')
+            unfinished.retryable = True
+            raise unfinished
         kept = undo.state if undo is not None else state
         record = self.replace(job.key, state, lambda r: r.intending(kept, first_id, undo.runs if undo else ()))
         unit = _ByIdUnit(self, job, first_id, record)
@@ -130,6 +139,15 @@ class UndoById:
                 unit.rows_undone = self.loader._delete_runs(job.key.table, undo.runs)
             reached('undo.after')
         return unit
+
+    def leave_over(self) -> None:
+        """Rows of this epoch lie there that only opening the stream anew will hide and delete."""
+        self._left_over = True
+
+    @property
+    def has_left_over(self) -> bool:
+        """True until the stream is opened anew."""
+        return self._left_over
 
     def replace(self, key: StreamKey, state: StreamState, change: Callable[[_Record], _Record]) -> _Record:
         """Change the document, if it is still of our epoch. Raises StaleEpochError."""
@@ -240,6 +258,7 @@ class _ByIdUnit:
         self._first_id = first_id
         self._last_id = first_id - 1
         self._wrote = False
+        self._may_be_done = False
         self.rows_undone = 0
 
     def write(self, batch: pa.RecordBatch) -> int:
@@ -255,14 +274,25 @@ class _ByIdUnit:
             self._owner.sweeps_left -= 1
         last = state.entries[-1].last_id if state.entries else self._last_id
         reached('commit.before')
+        self._may_be_done = True
         self._owner.replace(self._job.key, state, lambda r: r.done(state, last))
         reached('commit.after')
 
     def rollback(self) -> None:
-        """Delete what was written; what cannot be deleted now, the next open of the stream does."""
-        if self._wrote and self._owner._can_delete:
+        """Delete what was written.
+
+        After a commit of unknown outcome nothing is deleted: the rows may be done. That, and what cannot be deleted, is
+        for the next open of the stream, without which no unit begins any more.
+        """
+        if self._may_be_done:
+            self._owner.leave_over()
+        elif self._wrote and self._owner._can_delete:
             tail = IdRun(self._first_id, StreamState(self._record.number, self._record.epoch + 1).first_id - 1)
-            self._owner.loader._delete_runs(self._job.key.table, [tail])
+            try:
+                self._owner.loader._delete_runs(self._job.key.table, [tail])
+            except Exception as error:  # noqa: BLE001 - of whatever kind a driver has; it is told, and made good at the next open
+                logger.warning('rows of a unit will be deleted when the stream is opened anew: %s', error)
+                self._owner.leave_over()
 
 
 def _merged(runs: Sequence[IdRun]) -> tuple[IdRun, ...]:

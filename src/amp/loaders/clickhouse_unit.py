@@ -16,8 +16,8 @@ from amp.loaders.clickhouse_tables import Table
 from amp.loaders.clickhouse_types import VERSION, Fit
 from amp.loaders.points import reached
 from amp.loaders.stamps import TX_ID
-from amp.loaders.unit import Claim, StreamJob, Unit
-from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+from amp.loaders.unit import StreamJob, Unit
+from amp.streaming.ledger import IdRun, StreamState, Undo
 
 if TYPE_CHECKING:
     from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
@@ -110,25 +110,10 @@ class ClickHouseStreams(UndoById):
     """Undo by id, with units that gather their rows, and never undo what may be committed."""
 
     loader: ClickHouseLoader
-    _left_over = False
-
-    def open_stream(self, key: StreamKey, claim: Claim, after: int | None = None) -> StreamState:
-        """Take a new epoch, end what an older writer still inserts, and delete every id that no done unit names."""
-        state = super().open_stream(key, claim, after)
-        self._left_over = False
-        return state
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> ClickHouseUnit:
         """Make the intent durable, then take back what it names."""
-        if self._left_over:
-            unfinished = DestinationError('rows of a unit that was rolled back could not be deleted')
-            unfinished.retryable = True
-            raise unfinished
         return ClickHouseUnit(self, super().begin(job, state, first_id, undo), job, first_id)
-
-    def leave_over(self) -> None:
-        """Rows of this epoch lie there that only opening the stream anew will hide and delete."""
-        self._left_over = True
 
 
 class ClickHouseUnit:

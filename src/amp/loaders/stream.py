@@ -245,7 +245,7 @@ class StreamEngine:
         reached('unit.begin')
         self._attempts.before()
         unit = self._guarded(
-            lambda: self._destination.begin(self._job, self._machine.committed, self._machine.next_id(), undo)
+            lambda: self._destination.begin(self._job, self._machine.committed, self._machine.unit_id(), undo)
         )
         self._hand = _InHand(unit, time.perf_counter(), undo)
         reached('unit.begun')

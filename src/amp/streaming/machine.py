@@ -119,8 +119,11 @@ class StreamMachine:
         """True when the open unit has something that the destination does not."""
         return self.pending is not self.committed
 
-    def next_id(self) -> int:
-        """The id that the next microbatch will carry. Raises IntegrityError when the epoch is used up."""
+    def unit_id(self) -> int:
+        """The first id of a unit that begins now: that of the open microbatch, else that of the next one."""
+        return self._next_id() if self._open is None else self._open.tx_id
+
+    def _next_id(self) -> int:
         return transaction_id(self.committed.number, self.committed.epoch, self._counter)
 
     @property
@@ -189,7 +192,7 @@ class StreamMachine:
         step = self._admit(ranges)
         if step is None:
             self._previous = ranges
-            self._open = _Open(ranges, self.next_id(), batch_id(ranges))
+            self._open = _Open(ranges, self._next_id(), batch_id(ranges))
             self._counter += 1
         return step
 
