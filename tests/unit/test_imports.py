@@ -12,8 +12,8 @@ pytestmark = pytest.mark.unit
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DRIVERS = {
-    'clickhouse_connect', 'datafusion', 'deltalake', 'duckdb', 'lmdb', 'pandas', 'pgpq', 'psycopg', 'pyiceberg',
-    'redis', 'rich', 'snowflake', 'typer',
+    'clickhouse_connect', 'datafusion', 'deltalake', 'duckdb', 'lmdb', 'obstore', 'pandas', 'pgpq', 'prometheus_client',
+    'psycopg', 'pyiceberg', 'redis', 'rich', 'snowflake', 'sqlglot', 'typer',
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 from amp.errors import DestinationError, IntegrityError
 from amp.loaders.points import reached
 from amp.loaders.sql import stale_epoch
-from amp.loaders.unit import Claim, StreamInfo, StreamJob
+from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class UndoById:
         reached('open.swept')
         return taken.stream_state()
 
-    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _ByIdUnit:
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> Unit:
         """Make the intent durable, then take back what it names. Raises DestinationError, to be opened anew first."""
         if self._left_over:
             unfinished = DestinationError('rows of a unit that was rolled back could not be deleted')

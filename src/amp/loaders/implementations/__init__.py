@@ -9,7 +9,16 @@ import importlib
 import pkgutil
 from typing import Any
 
-__all__: list[str] = ['DuckDBLoader', 'IcebergLoader', 'PostgreSQLLoader']
+__all__: list[str] = [
+    'ClickHouseLoader',
+    'DeltaLakeLoader',
+    'DuckDBLoader',
+    'IcebergLoader',
+    'LMDBLoader',
+    'PostgreSQLLoader',
+    'RedisLoader',
+    'SnowflakeLoader',
+]
 
 
 def __getattr__(name: str) -> Any:
