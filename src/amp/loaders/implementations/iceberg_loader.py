@@ -52,7 +52,7 @@ class IcebergStorageConfig:
     expire_every: int = 64
     keep_snapshots: int = 64
     keep_minutes: float = 30.0
-    sync: bool = True
+    sync: bool = False
 
 
 class IcebergLoader(DataLoader[IcebergStorageConfig]):

@@ -714,8 +714,8 @@ def test_configuration_and_urls_are_checked_by_name(tmp_path):
     with pytest.raises(ConfigError, match='inside the destination'):
         IcebergLoader({'warehouse': 'x', 'state': {'storage': 'memory'}})
     assert IcebergLoader({'url': 'iceberg:///lake'}).config.warehouse == 'lake'
-    at = IcebergLoader({'url': 'iceberg:////data/lake?namespace=raw&compact_every=0&sync=false'}).config
-    assert (at.warehouse, at.namespace, at.compact_every, at.sync) == ('/data/lake', 'raw', 0, False)
+    at = IcebergLoader({'url': 'iceberg:////data/lake?namespace=raw&compact_every=0&sync=true'}).config
+    assert (at.warehouse, at.namespace, at.compact_every, at.sync) == ('/data/lake', 'raw', 0, True)
     rest = IcebergLoader({'url': 'iceberg+https://catalog.example/api?warehouse=prod&token=t0p'}).config.catalog_config
     assert rest == {'type': 'rest', 'uri': 'https://catalog.example/api', 'warehouse': 'prod', 'token': 't0p'}
     sql = IcebergLoader({'url': f'iceberg+sqlite:///{tmp_path}/c.db?warehouse={tmp_path}/files'})
@@ -902,12 +902,12 @@ def test_files_that_others_wrote_are_read_replaced_and_left_in_place(lake, tmp_p
     assert len(numbers(lake)) == 4
 
 
-def test_files_are_on_the_disk_before_the_catalog_names_them(lake):
+def test_files_are_on_the_disk_before_the_catalog_names_them_where_that_is_wished(lake):
     stream(lake, response(eth(0, 9, '0xa'), 1))
-    assert type(lake.tables.get('t').io).__name__ == 'SyncedFileIO'
-    with IcebergLoader({'warehouse': lake.config.warehouse, 'sync': False}) as careless:
-        assert type(careless.tables.get('t').io).__name__ == 'PyArrowFileIO'
-        stream(careless, response(eth(10, 19, '0xb', '0xa'), 11))
+    assert type(lake.tables.get('t').io).__name__ == 'PyArrowFileIO'
+    with IcebergLoader({'warehouse': lake.config.warehouse, 'sync': True}) as careful:
+        assert type(careful.tables.get('t').io).__name__ == 'SyncedFileIO'
+        stream(careful, response(eth(10, 19, '0xb', '0xa'), 11))
     assert numbers(lake) == [1, 11]
 
 
