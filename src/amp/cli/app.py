@@ -14,6 +14,7 @@ from amp.cli.load import load, stream
 from amp.cli.loaders import loaders
 from amp.cli.plan import plan
 from amp.cli.query import query
+from amp.cli.run import run
 from amp.cli.serve import serve
 from amp.cli.status import status
 from amp.cli.verify import verify
@@ -55,7 +56,7 @@ def _amp(
     pass
 
 
-for _command in (query, plan, load, stream, backfill, status, verify, serve, demo, doctor, loaders):
+for _command in (query, plan, load, stream, run, backfill, status, verify, serve, demo, doctor, loaders):
     app.command()(_command)
 app.add_typer(conn, name='conn')
 app.add_typer(config, name='config')

@@ -133,7 +133,7 @@ def _executor(stack: contextlib.ExitStack, workers: int, *, processes: bool, das
             from distributed import Client as DaskClient  # type: ignore[import-not-found, unused-ignore]
         except ImportError as error:
             raise MissingExtraError('dask', 'distributed') from error
-        cluster = stack.enter_context(DaskClient(dask))
+        cluster = stack.enter_context(DaskClient(dask))  # type: ignore[no-untyped-call, unused-ignore]
         executor: Executor = cluster.get_executor(pure=False)
         return executor
     if processes:

@@ -44,15 +44,21 @@ class Source:
     follower: EvmFollower | None = None
     node: EvmNode | None = None
     store: ParquetStore | None = None
+    start_block: int = 0
+    started: bool = False
+    _running: bool = False
 
     def start(self) -> None:
         """Follow the node, when there is one."""
-        if self.follower is not None:
+        self.started = True
+        if self.follower is not None and not self._running:
+            self._running = True
             self.follower.start()
 
     def stop(self) -> None:
         """Stop following."""
-        if self.follower is not None:
+        if self.follower is not None and self._running:
+            self._running = False
             self.follower.stop()
 
     def close(self) -> None:
@@ -69,7 +75,7 @@ def simulated_source(
     chain = Chain(network, schemas.EVM_RPC)
     simulator = Simulator(chain, seed=seed, logs_per_block=logs_per_block, first_block=first_block)
     simulator.mine(blocks)
-    return Source(chain, simulator=simulator)
+    return Source(chain, simulator=simulator, start_block=first_block)
 
 
 def parquet_source(folder: Path, network: str | None = None) -> Source:
@@ -96,7 +102,8 @@ def node_source(url: str, network: str | None = None, options: RpcOptions | None
             unanswered = error
     if how.store is None:
         chain = Chain(network or network_of(chain_id or 0), schemas.EVM_RPC)
-        return Source(chain, follower=_follower(chain, node, None, how), node=node)
+        follower = _follower(chain, node, None, how)
+        return Source(chain, follower=follower, node=node, start_block=how.start_block)
     name = network or (network_of(chain_id) if chain_id is not None else None)
     identity = {'network': name, 'chain_id': chain_id, 'start_block': how.start_block}
     store = ParquetStore(how.store, schemas.EVM_RPC, identity)
@@ -110,7 +117,7 @@ def node_source(url: str, network: str | None = None, options: RpcOptions | None
     except BaseException:
         store.close()
         raise
-    return Source(chain, follower=follower, node=node, store=store)
+    return Source(chain, follower=follower, node=node, store=store, start_block=how.start_block)
 
 
 def _follower(chain: Chain, node: EvmNode, store: ParquetStore | None, how: RpcOptions) -> EvmFollower:

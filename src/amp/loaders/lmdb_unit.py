@@ -29,8 +29,9 @@ from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
 __all__ = ['Store', 'StreamTarget', 'Write']
 
-# More would be slower: LMDB takes fresh memory for every page of a transaction.
-_IN_MEMORY = 16 << 20
+# More would be slower, as LMDB takes fresh memory for every page of a transaction; but keys are all over the place, and
+# every commit writes all pages anew in which one of them lies.
+_IN_MEMORY, _BY_KEY_IN_MEMORY = 16 << 20, 64 << 20
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,10 @@ class Write:
         """Take rows; the number taken."""
         if batch.num_rows:
             self._spool.add(batch)
-            if self._spool.nbytes > _IN_MEMORY and self._may_be_split:
+            if self._spool.nbytes > self._most and self._may_be_split:
                 self._flush(None, last=False)
                 reached('chunk.committed')
-            elif self._spool.in_memory > _IN_MEMORY:
+            elif self._spool.in_memory > self._most:
                 self._spool.spill()
         return batch.num_rows
 
@@ -130,6 +131,11 @@ class Write:
         if self._intent is not None:
             with suppress(AmpError):
                 self._store.environment.write(self._sweep)
+
+    @property
+    def _most(self) -> int:
+        by_key = self._stream is None and self._store.layout.is_by_row
+        return _BY_KEY_IN_MEMORY if by_key else _IN_MEMORY
 
     @property
     def _may_be_split(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -44,7 +45,8 @@ class StreamSettings:
     `position_seconds`. `strict` holds ranges to the server's rules. `retry_seconds`: how long to go on trying without
     any progress (None: for ever); `retry`: how to wait meanwhile. `column_types`, `label_config` and
     `schema_evolution` are those of a plain load. `base`: blocks that a backfill has loaded; a stream that has not begun
-    begins right after them, and must be given exactly that.
+    begins right after them, and must be given exactly that. `stop`: set it from any thread, and the stream ends, rolling back
+    the unit in hand.
     """
 
     retention: int = 128
@@ -62,3 +64,4 @@ class StreamSettings:
     retry_seconds: float | None = None
     retry: RetryConfig | None = None
     base: BlockRange | None = None
+    stop: threading.Event | None = None

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ from amp.loaders.settings import FOR_EVER, Source, StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
 from amp.loaders.types import LoadMode, LoadResult
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
-from amp.streaming.iterator import END
+from amp.streaming.iterator import END, End
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
 from amp.streaming.resilience import ErrorClassifier, ExponentialBackoff
@@ -48,6 +48,8 @@ __all__ = ['StreamEngine']
 
 logger = logging.getLogger('amp.stream')
 T = TypeVar('T')
+
+_LOOK_UP = 0.2  # seconds between two looks whether to stop
 
 
 @dataclass
@@ -81,7 +83,8 @@ class StreamEngine:
         self._attempts = loader.attempts
         self._shape = loader.shape(settings.column_types, settings.label_config)
         self._claim = Claim.now(query)
-        self._machine: StreamMachine
+        # Until the destination has said where the stream stands.
+        self._machine = StreamMachine(StreamState(1, 0))
         self._fresh = False
         self._whole_table = False
         self._base: BlockRange | None = None
@@ -101,7 +104,7 @@ class StreamEngine:
         self._start()
         backoff = ExponentialBackoff(self._settings.retry or self._attempts.config.retry or FOR_EVER)
         last_progress = time.monotonic()
-        while True:
+        while not self._stopped:
             commits = self._commits
             try:
                 if self._must_retake:
@@ -143,7 +146,10 @@ class StreamEngine:
         if failure is not None:
             kind = ErrorClassifier.classify(failure).value
             emit(Retrying(self._job.key.name, kind, backoff.attempt, pause, failure))
-        time.sleep(pause)
+        if self._settings.stop is None:
+            time.sleep(pause)
+        else:
+            self._settings.stop.wait(pause)
 
     # One connection
 
@@ -152,7 +158,9 @@ class StreamEngine:
         self._machine.connected()
         try:
             while True:
-                response = source.get(self._patience())
+                response = self._receive(source)
+                if self._stopped:
+                    return True
                 self._answered = True
                 if response is END:
                     yield from self._at_end(source)
@@ -217,6 +225,20 @@ class StreamEngine:
         settings = self._settings
         full = hand.rows >= settings.commit_rows or hand.bytes >= settings.commit_bytes
         return not backlog or full or waited >= settings.commit_seconds
+
+    def _receive(self, source: Source) -> ResponseBatch | Literal[End.END] | None:
+        """The next batch; None when it is time to commit. Looks up now and then when the stream may be told to stop."""
+        if self._settings.stop is None:
+            return source.get(self._patience())
+        while True:
+            patience = self._patience()
+            response = source.get(_LOOK_UP if patience is None else min(patience, _LOOK_UP))
+            if response is not None or self._stopped or (patience is not None and patience <= _LOOK_UP):
+                return response
+
+    @property
+    def _stopped(self) -> bool:
+        return self._settings.stop is not None and self._settings.stop.is_set()
 
     def _patience(self) -> float | None:
         """How long to wait for a batch: for ever, unless a position waits to be committed."""
