@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,10 +35,14 @@ _BATCH = '0123456789abcdef'
 _ID = str(1 << 51).encode()
 
 
-def fresh(config: dict) -> redis.Redis:
-    client = redis.Redis(host=config['host'], port=config['port'], protocol=2, socket_timeout=120)
-    client.flushall()
-    return client
+def connect(config: dict) -> redis.Redis:
+    return redis.Redis(host=config['host'], port=config['port'], protocol=2, socket_timeout=120)
+
+
+def emptied(config: dict, run: Callable[[], None]) -> None:
+    """Run, and pay for emptying the server of one's own rows, not of a neighbour's."""
+    run()
+    connect(config).flushall()
 
 
 def encoded(batch: pa.RecordBatch, first: int, stamps: bool) -> bytes:
@@ -52,7 +56,7 @@ def encoded(batch: pa.RecordBatch, first: int, stamps: bool) -> bytes:
 
 
 def bare(config: dict, batches: list[pa.RecordBatch], stamps: bool) -> None:
-    connection = fresh(config).connection_pool.get_connection()
+    connection = connect(config).connection_pool.get_connection()
     answers, first = Answers(connection._sock), 0
     rows = sum(batch.num_rows for batch in batches)
     thread = threading.Thread(target=answers.wait, args=(rows,))
@@ -65,7 +69,6 @@ def bare(config: dict, batches: list[pa.RecordBatch], stamps: bool) -> None:
 
 
 def loaded(config: dict, batches: list[pa.RecordBatch]) -> None:
-    fresh(config)
     with RedisLoader(config) as loader:
         reader = pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches))
         result = loader.load_reader(reader, 't')
@@ -73,7 +76,6 @@ def loaded(config: dict, batches: list[pa.RecordBatch]) -> None:
 
 
 def streamed(config: dict, batches: list[pa.RecordBatch]) -> None:
-    fresh(config)
 
     def responses() -> Iterator[ResponseBatch]:
         block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
@@ -85,7 +87,7 @@ def streamed(config: dict, batches: list[pa.RecordBatch]) -> None:
 
 
 def by_redis_py(config: dict, batches: list[pa.RecordBatch]) -> None:
-    client, first = fresh(config), 0
+    client, first = connect(config), 0
     for batch in batches:
         pipe = client.pipeline(transaction=False)
         for i, row in enumerate(batch.to_pylist()):
@@ -102,11 +104,11 @@ def main(rows: int, repetitions: int) -> int:
     with start_redis() as config:
         timings = interleaved(
             {
-                'bare RESP': lambda: bare(config, batches, stamps=False),
-                'load': lambda: loaded(config, batches),
-                'bare RESP, stamped': lambda: bare(config, batches, stamps=True),
-                'stream, one unit': lambda: streamed(config, batches),
-                'redis-py pipeline': lambda: by_redis_py(config, batches),
+                'bare RESP': lambda: emptied(config, lambda: bare(config, batches, stamps=False)),
+                'load': lambda: emptied(config, lambda: loaded(config, batches)),
+                'bare RESP, stamped': lambda: emptied(config, lambda: bare(config, batches, stamps=True)),
+                'stream, one unit': lambda: emptied(config, lambda: streamed(config, batches)),
+                'redis-py pipeline': lambda: emptied(config, lambda: by_redis_py(config, batches)),
             },
             repetitions,
         )
