@@ -175,14 +175,17 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def summarize(self, table_name: str, rows: int) -> None:
         """Let the index for undo know of `rows` new rows, now and then: the server would do it at its next vacuum.
 
-        An undo reads all pages that the index does not know yet. Not done (no privilege, a lock): it is only slower.
+        An undo reads all pages that the index does not know yet. Large units are of a backlog, far from any undo, and
+        the server's own workers get to them first. Not done (no privilege, a lock, no time): it is only slower.
         """
         waiting = self._rows_to_summarize.get(table_name, 0) + rows
-        self._rows_to_summarize[table_name] = waiting % _SUMMARIZE_ROWS
-        if waiting < _SUMMARIZE_ROWS:
+        is_due = rows <= _SUMMARIZE_ROWS <= waiting
+        self._rows_to_summarize[table_name] = 0 if is_due else waiting
+        if not is_due:
             return
         with suppress(psycopg.Error, DestinationError), self._transaction():
             self.run("SET LOCAL lock_timeout = '100ms'")
+            self.run("SET LOCAL statement_timeout = '2s'")
             self.run(
                 'SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i '
                 'JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam '
