@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ['import_devserver']
 
-_ENGINE = frozenset({'datafusion', 'eth_hash', 'Crypto', 'numpy'})
+_ENGINE = frozenset({'datafusion', 'eth_hash', 'Crypto', 'numpy', 'fastapi', 'uvicorn', 'pydantic'})
 
 
 def import_devserver() -> type[LocalAmp]:

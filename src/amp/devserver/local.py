@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar, Unpack
 
 import pyarrow as pa
 
+from amp.devserver.catalog import Catalog, CatalogError
 from amp.devserver.chain import Chain
 from amp.devserver.engine import Engine
 from amp.devserver.faults import Faults
@@ -20,14 +21,21 @@ from amp.devserver.simulator import Simulator
 from amp.devserver.sources import RpcOptions, Source, node_source, simulated_source
 from amp.errors import ConfigError, QueryError, SourceError
 
+if TYPE_CHECKING:
+    from amp.devserver.config import DerivedDataset, ServerConfig
+    from amp.devserver.http import HttpServer
+
 __all__ = ['Listening', 'LocalAmp']
+
+T = TypeVar('T')
 
 
 class Listening(TypedDict, total=False):
     """How a local Amp listens and answers; every key may be left out.
 
     `port` 0 is a free one. A bearer token is asked for only when `token` is given, so that clients can be tested.
-    `friendly` explains errors to people, where Amp's own texts and codes would do.
+    `friendly` explains errors to people, where Amp's own texts and codes would do. The JSON Lines endpoint and the Admin API
+    listen only when they are given a port.
     """
 
     host: str
@@ -35,6 +43,8 @@ class Listening(TypedDict, total=False):
     token: str | None
     friendly: bool
     microbatch_max_blocks: int
+    jsonl_port: int | None
+    admin_port: int | None
 
 
 class LocalAmp:
@@ -45,7 +55,13 @@ class LocalAmp:
     done to the first dataset, unless they name another.
     """
 
-    def __init__(self, sources: Mapping[str, Source], **listening: Unpack[Listening]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        *,
+        versions: Mapping[str, str] | None = None,
+        **listening: Unpack[Listening],
+    ) -> None:
         self.faults = Faults()
         self._sources = dict(sources)
         self._host = listening.get('host', '127.0.0.1')
@@ -53,7 +69,13 @@ class LocalAmp:
         self._token = listening.get('token')
         self._friendly = listening.get('friendly', False)
         self._max_blocks = listening.get('microbatch_max_blocks', 1000)
+        self._http_ports = {'jsonl': listening.get('jsonl_port'), 'admin': listening.get('admin_port')}
+        self._http: dict[str, HttpServer] = {}
         self._server: AmpFlightServer | None = None
+        nodes = {name: source.node for name, source in self._sources.items() if source.node is not None}
+        self._engine = Engine({name: source.chain for name, source in self._sources.items()}, nodes)
+        self.catalog = Catalog(self._sources, self._engine)
+        self.catalog.add_sources(versions)
 
     @classmethod
     def simulate(
@@ -116,6 +138,41 @@ class LocalAmp:
         )
         return cls({dataset: node_source(url, network, options)}, **listening)
 
+    @classmethod
+    def from_config(cls, config: ServerConfig) -> Self:
+        """Several datasets, of several networks and derived ones, as a configuration says.
+
+        Raises ConfigError, and SourceError for files and nodes that cannot be read.
+        """
+        sources: dict[str, Source] = {}
+        try:
+            for name, raw in config.raw.items():
+                sources[name] = raw.source(config.folder)
+            amp = cls(
+                sources,
+                versions={name: raw.version for name, raw in config.raw.items()},
+                host=config.host,
+                port=config.port,
+                friendly=config.friendly,
+                microbatch_max_blocks=config.microbatch_max_blocks,
+                jsonl_port=config.jsonl_port,
+                admin_port=config.admin_port,
+            )
+            for name, derived in config.derived.items():
+                amp._derive(name, derived)
+        except BaseException:
+            for source in sources.values():
+                source.close()
+            raise
+        return amp
+
+    def _derive(self, name: str, derived: DerivedDataset) -> None:
+        own = {each.name: f'_/{each.name}@{each.latest}' for each in self.catalog.datasets.values()}
+        try:
+            self.catalog.add_derived(name, derived.tables, derived.dependencies or own, derived.version)
+        except CatalogError as error:
+            raise ConfigError(f'the dataset {name}: {error}') from error
+
     def __enter__(self) -> Self:
         return self.start()
 
@@ -126,10 +183,10 @@ class LocalAmp:
         """Listen. A port of 0 becomes a free one, which a later start takes again. Raises ConfigError for one in use."""
         if self._server is None:
             check_free(self._host, self._port)
-            nodes = {name: source.node for name, source in self._sources.items() if source.node is not None}
+            self._listen_http()
             self._server = AmpFlightServer(
                 f'grpc://{self._host}:{self._port}',
-                Engine(self._chains, nodes),
+                self._engine,
                 self.faults,
                 microbatch_max_blocks=self._max_blocks,
                 token=self._token,
@@ -145,6 +202,9 @@ class LocalAmp:
         if self._server is not None:
             for source in self._sources.values():
                 source.stop()
+            for http in self._http.values():
+                http.close()
+            self._http.clear()
             self._server.close()
             self._server = None
 
@@ -153,6 +213,52 @@ class LocalAmp:
         self.stop()
         for source in self._sources.values():
             source.close()
+
+    def _listen_http(self) -> None:
+        """Start the HTTP servers that have a port; none when one of them cannot have it."""
+        wanted = {name: port for name, port in self._http_ports.items() if port is not None}
+        if not wanted:
+            return
+        # Frameworks that a test of streams does not wait for.
+        try:
+            from amp.devserver.admin import admin_app
+            from amp.devserver.http import HttpServer
+            from amp.devserver.jsonl import jsonl_app
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f'the HTTP endpoints need the package {error.name!r}, which is not installed',
+                hint="pip install 'amp-python[serve]'",
+            ) from error
+        try:
+            for name, port in wanted.items():
+                app = jsonl_app(self._engine) if name == 'jsonl' else admin_app(self.catalog)
+                self._http[name] = HttpServer(app, self._host, port, name)
+                self._http_ports[name] = self._http[name].port
+        except ConfigError:
+            for http in self._http.values():
+                http.close()
+            self._http.clear()
+            raise
+
+    @property
+    def jsonl_url(self) -> str:
+        """`http://host:port` of the JSON Lines endpoint. Raises RuntimeError when it does not listen."""
+        return self._http_url('jsonl')
+
+    @property
+    def admin_url(self) -> str:
+        """`http://host:port` of the Admin API. Raises RuntimeError when it does not listen."""
+        return self._http_url('admin')
+
+    @property
+    def http_urls(self) -> dict[str, str]:
+        """The HTTP servers that listen, by the names `jsonl` and `admin`."""
+        return {name: http.url for name, http in self._http.items()}
+
+    def _http_url(self, name: str) -> str:
+        if name not in self._http:
+            raise RuntimeError(f'the local Amp does not listen there: give {name}_port, and start it')
+        return self._http[name].url
 
     @property
     def url(self) -> str:
@@ -167,13 +273,14 @@ class LocalAmp:
         return self._chain().network
 
     @property
-    def _chains(self) -> dict[str, Chain]:
-        return {name: source.chain for name, source in self._sources.items()}
+    def networks(self) -> list[str]:
+        """The networks of all datasets."""
+        return sorted({chain.network for chain in self._engine.datasets.values()})
 
     @property
     def datasets(self) -> dict[str, tuple[str, ...]]:
         """The tables of each dataset."""
-        return {name: tuple(chain.schemas) for name, chain in self._chains.items()}
+        return {name: tuple(chain.schemas) for name, chain in self._engine.datasets.items()}
 
     @property
     def head(self) -> tuple[int, str] | None:
@@ -242,8 +349,8 @@ class LocalAmp:
 
     def forget_orphans(self) -> None:
         """Drop the blocks that are not canonical: a cursor that names one is then unknown to the server."""
-        for chain in self._chains.values():
-            chain.forget_orphans()
+        for source in self._sources.values():
+            source.chain.forget_orphans()
 
     def _explained(self, error: QueryError) -> QueryError:
         return explain(error, self.datasets)
@@ -255,11 +362,14 @@ class LocalAmp:
         return simulator
 
     def _chain(self, dataset: str | None = None) -> Chain:
-        return self._source(dataset).chain
+        return self._named(dataset, self._engine.datasets)
 
     def _source(self, dataset: str | None) -> Source:
+        return self._named(dataset, self._sources)
+
+    def _named(self, dataset: str | None, known: Mapping[str, T]) -> T:
         if dataset is None:
-            return next(iter(self._sources.values()))
-        if dataset not in self._sources:
-            raise KeyError(f'there is no dataset {dataset!r}; there is {", ".join(self._sources)}')
-        return self._sources[dataset]
+            return known[next(iter(self._sources))]
+        if dataset not in known:
+            raise KeyError(f'there is no dataset {dataset!r}; there is {", ".join(known)}')
+        return known[dataset]

@@ -1,0 +1,296 @@
+"""The datasets of a server: manifests by hash, versions that name them, and what of them is served.
+
+A query sees one revision of a dataset, the one that was deployed last, whichever namespace and revision it asks for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from amp.devserver.chain import Chain
+from amp.devserver.derived import DerivedChain, plan_tables
+from amp.devserver.engine import Engine
+from amp.devserver.jobs import Job, Jobs, JobStatus
+from amp.devserver.manifests import Manifest, derived_manifest, manifest_hash, raw_manifest
+from amp.devserver.names import dataset_name
+from amp.devserver.sources import Source
+from amp.errors import ConfigError, QueryError
+
+__all__ = ['Catalog', 'CatalogError', 'Registered', 'Tagged', 'version_key']
+
+RAW_KINDS = ('evm-rpc', 'firehose')
+_FIRST_VERSION = '0.0.1'
+
+
+class CatalogError(Exception):
+    """What was asked for cannot be; `code` and `status` are those of the Admin API."""
+
+    def __init__(self, code: str, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = status
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
+    """Orders versions: a pre-release comes before its release."""
+    numbers, _, rest = version.partition('+')[0].partition('-')
+    return tuple(int(part) for part in numbers.split('.')), not rest, rest
+
+
+@dataclass
+class Tagged:
+    """A version: the manifest that it names."""
+
+    hash: str
+    created_at: datetime = field(default_factory=_now)
+    updated_at: datetime = field(default_factory=_now)
+
+
+@dataclass
+class Registered:
+    """A dataset: its versions, and the manifests that were ever its own."""
+
+    namespace: str
+    name: str
+    versions: dict[str, Tagged] = field(default_factory=dict)
+    hashes: set[str] = field(default_factory=set)
+    dev: str | None = None
+
+    @property
+    def latest(self) -> str | None:
+        """The highest version."""
+        return max(self.versions, key=version_key, default=None)
+
+    def ordered(self) -> list[str]:
+        """The versions, the highest first."""
+        return sorted(self.versions, key=version_key, reverse=True)
+
+
+class Catalog:
+    """Registers and deploys datasets over an engine. Safe to share between threads."""
+
+    def __init__(self, sources: Mapping[str, Source], engine: Engine) -> None:
+        self._sources = dict(sources)
+        self._engine = engine
+        self._lock = threading.RLock()
+        self._chains: dict[str, Chain] = {}
+        self.manifests: dict[str, Manifest] = {}
+        self.datasets: dict[tuple[str, str], Registered] = {}
+        self.jobs = Jobs()
+
+    def add_sources(self, versions: Mapping[str, str] | None = None) -> None:
+        """Register and deploy every raw dataset that the server has of itself."""
+        for name, source in self._sources.items():
+            version = (versions or {}).get(name, _FIRST_VERSION)
+            manifest = raw_manifest(source.chain, source.start_block)
+            self._tag('_', name, version, self.put_manifest(manifest))
+            self.deploy('_', name, version, None)
+
+    def put_manifest(self, manifest: Manifest) -> str:
+        """Keep a manifest; its hash. Raises CatalogError when it cannot be meant."""
+        kind = manifest.get('kind')
+        if kind not in {*RAW_KINDS, 'manifest'}:
+            raise CatalogError('UNSUPPORTED_DATASET_KIND', f'unsupported dataset kind {kind!r}')
+        if not isinstance(manifest.get('tables'), dict) or not manifest['tables']:
+            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it has no tables')
+        if manifest.get('functions'):
+            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: the local Amp runs no functions of manifests')
+        if kind in RAW_KINDS and not isinstance(manifest.get('network'), str):
+            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it names no network')
+        digest = manifest_hash(manifest)
+        with self._lock:
+            self.manifests.setdefault(digest, manifest)
+        return digest
+
+    def register(self, namespace: str, name: str, version: str | None, manifest: Manifest | str) -> str:
+        """Give a dataset a manifest (or one that is known, by hash), under a version or as `dev`; its hash.
+
+        Raises CatalogError, for SQL that does not plan or cannot be followed too.
+        """
+        with self._lock:
+            if isinstance(manifest, str):
+                if manifest not in self.manifests:
+                    raise CatalogError('MANIFEST_NOT_FOUND', f'manifest {manifest} not found', 404)
+                digest = manifest
+            else:
+                digest = self.put_manifest(manifest)
+            chain = self._chain_of(name, digest)
+            self._tag(namespace, name, version, digest)
+            served = self._engine.datasets.get(name)
+            if served is None or (isinstance(served, DerivedChain) and not served.deployed):
+                self._serve(name, chain)
+        return digest
+
+    def resolve(self, namespace: str, name: str, revision: str) -> str:
+        """The hash that a version, a hash, `latest` or `dev` means. Raises CatalogError."""
+        dataset = self.datasets.get((namespace, name))
+        found: str | None = None
+        if dataset is not None:
+            wanted = dataset.latest if revision == 'latest' else revision
+            if revision == 'dev':
+                found = dataset.dev
+            elif wanted in dataset.versions:
+                found = dataset.versions[wanted].hash
+            elif revision in dataset.hashes:
+                found = revision
+        if found is None:
+            text = f"Dataset '{namespace}/{name}' at revision '{revision}' not found"
+            raise CatalogError('DATASET_NOT_FOUND', text, 404)
+        return found
+
+    def deploy(self, namespace: str, name: str, revision: str, end_block: str | None) -> Job:
+        """Serve a revision, to `end_block` (`latest`, a number, or one below the latest) or for ever."""
+        with self._lock:
+            digest = self.resolve(namespace, name, revision)
+            chain = self._chain_of(name, digest)
+            for job in self.jobs.all():
+                if job.name == name:
+                    self.jobs.stop(job)
+            if not isinstance(chain, DerivedChain):
+                if end_block is not None:
+                    raise CatalogError('SCHEDULER_ERROR', 'the local Amp follows raw datasets without an end block')
+                return self._run_raw(namespace, name, digest, chain)
+            chain.limit = None
+            chain.deployed = True
+            end = _end_of(chain, end_block)
+            chain.limit = end
+            self._serve(name, chain)
+
+            def stop() -> None:
+                last = chain.snapshot().last
+                chain.limit = -1 if last is None else last
+
+            job = self.jobs.add(lambda id_: Job(id_, namespace, name, digest, True, chain, stop, lambda: None, end))
+            job.become(JobStatus.RUNNING)
+            return job
+
+    def delete(self, namespace: str, name: str) -> None:
+        """Forget a dataset; what it was served as stays, if it is one of the server's own."""
+        with self._lock:
+            dataset = self.datasets.pop((namespace, name), None)
+            if dataset is None:
+                return
+            for job in self.jobs.all():
+                if (job.namespace, job.name) == (namespace, name) and job.derived:
+                    self.jobs.stop(job)
+            if isinstance(self._engine.datasets.get(name), DerivedChain):
+                self._engine.datasets = {k: v for k, v in self._engine.datasets.items() if k != name}
+            self.prune()
+
+    def prune(self) -> int:
+        """Forget the manifests that no dataset has; how many those were."""
+        with self._lock:
+            linked = {digest for dataset in self.datasets.values() for digest in dataset.hashes}
+            orphans = self.manifests.keys() - linked
+            for digest in orphans:
+                del self.manifests[digest]
+            return len(orphans)
+
+    def plan(self, sql: Mapping[str, str], dependencies: Mapping[str, str]) -> tuple[Engine, dict[str, Any]]:
+        """The tables of SQL over datasets by alias. Raises CatalogError for unknown ones, QueryError for bad SQL."""
+        chains = {alias: self._dependency(alias, reference) for alias, reference in dependencies.items()}
+        nodes = {
+            alias: node
+            for alias, reference in dependencies.items()
+            if (name := dataset_name(reference)) in self._sources and (node := self._sources[name].node) is not None
+        }
+        return plan_tables(sql, chains, nodes)
+
+    def _dependency(self, alias: str, reference: str) -> Chain:
+        name = dataset_name(reference)
+        chain = self._engine.datasets.get(name or '')
+        if chain is None:
+            text = f'dependency {alias!r} not found: {reference}'
+            raise CatalogError('DEPENDENCY_NOT_FOUND', text, 404)
+        return chain
+
+    def _chain_of(self, name: str, digest: str) -> Chain:
+        """What serves a manifest under that name."""
+        manifest = self.manifests[digest]
+        if manifest['kind'] in RAW_KINDS:
+            return self._raw_chain(name, manifest)
+        key = f'{name}:{digest}'
+        if key not in self._chains:
+            self._chains[key] = self._derived_chain(name, manifest)
+        return self._chains[key]
+
+    def _raw_chain(self, name: str, manifest: Manifest) -> Chain:
+        source = self._sources.get(name)
+        network = manifest['network']
+        if source is not None and source.chain.network == network:
+            return source.chain
+        for other in self._sources.values():
+            if other.chain.network == network and manifest['tables'].keys() <= other.chain.schemas.keys():
+                return other.chain
+        known = ', '.join(sorted({each.chain.network for each in self._sources.values()})) or 'none'
+        raise CatalogError(
+            'MANIFEST_VALIDATION_ERROR', f'this server has no source of the network {network}; it has {known}'
+        )
+
+    def _derived_chain(self, name: str, manifest: Manifest) -> DerivedChain:
+        try:
+            sql = {table: described['input']['sql'] for table, described in manifest['tables'].items()}
+            engine, tables = self.plan(sql, manifest.get('dependencies') or {})
+            return DerivedChain(name, tables, engine)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CatalogError('INVALID_MANIFEST', f'invalid manifest: {error!r}') from error
+        except (QueryError, ConfigError) as error:
+            raise CatalogError('MANIFEST_VALIDATION_ERROR', f'manifest validation failed: {error}') from error
+
+    def _run_raw(self, namespace: str, name: str, digest: str, chain: Chain) -> Job:
+        self._serve(name, chain)
+        source = next(source for source in self._sources.values() if source.chain is chain)
+        follower = source.follower
+
+        def detail() -> str | None:
+            return str(follower.error) if follower is not None and follower.error is not None else None
+
+        job = self.jobs.add(lambda id_: Job(id_, namespace, name, digest, False, chain, source.stop, detail))
+        job.become(JobStatus.RUNNING)
+        if follower is None and source.simulator is None:
+            job.become(JobStatus.COMPLETED)
+        elif source.started:
+            source.start()
+        return job
+
+    def _tag(self, namespace: str, name: str, version: str | None, digest: str) -> None:
+        dataset = self.datasets.setdefault((namespace, name), Registered(namespace, name))
+        dataset.hashes.add(digest)
+        dataset.dev = digest
+        if version is not None:
+            known = dataset.versions.setdefault(version, Tagged(digest))
+            if known.hash != digest:
+                known.hash, known.updated_at = digest, _now()
+
+    def _serve(self, name: str, chain: Chain) -> None:
+        # Replaced as a whole: others may be looking at it.
+        self._engine.datasets = {**self._engine.datasets, name: chain}
+
+    def add_derived(self, name: str, sql: Mapping[str, str], dependencies: Mapping[str, str], version: str) -> None:
+        """Register and deploy a derived dataset of the server's own. Raises CatalogError."""
+        described = {table: {'input': {'sql': text}} for table, text in sql.items()}
+        chain = self._derived_chain(name, {'dependencies': dict(dependencies), 'tables': described})
+        manifest = derived_manifest(chain, dependencies)
+        self.register('_', name, version, manifest)
+        self.deploy('_', name, version, None)
+
+
+def _end_of(chain: Chain, end_block: str | None) -> int | None:
+    if end_block is None:
+        return None
+    last = chain.snapshot().last
+    try:
+        number = 0 if end_block == 'latest' else int(end_block)
+    except ValueError:
+        raise CatalogError('INVALID_BODY', f'Invalid request body: end_block is {end_block!r}') from None
+    if end_block != 'latest' and not end_block.startswith('-'):
+        return number
+    return (last if last is not None else -1) + number

@@ -1,0 +1,112 @@
+"""The JSON Lines endpoint: SQL in, one JSON object a row out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+from datafusion import SessionContext
+from starlette.applications import Starlette
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from amp.devserver.chain import Scan
+from amp.devserver.engine import Engine, TableName
+from amp.devserver.sql import invalid_argument, parse_statement
+from amp.errors import QueryError, SourceError
+
+__all__ = ['jsonl_app', 'to_json_lines']
+
+_TYPE = 'application/x-ndjson'
+_NO_STREAMS = (
+    'Streaming queries (SETTINGS stream = true) are not supported on the JSONL endpoint. '
+    'Please use the Arrow Flight endpoint instead.'
+)
+_STATUS = {'INVALID_ARGUMENT': 400, 'NOT_FOUND': 404}
+# By what the text says, the first that fits.
+_CODES = {
+    'the SQL query is empty': 'INVALID_SQL_STRING',
+    'SQL parse error': 'SQL_PARSE_ERROR',
+    _NO_STREAMS: 'STREAMING_NOT_SUPPORTED',
+    'Failed to resolve table references': 'TABLE_REFERENCE_RESOLUTION',
+    'Failed to resolve function references': 'FUNCTION_REFERENCE_RESOLUTION',
+    'Dataset not found': 'PHYSICAL_CATALOG_ERROR',
+    'not found in dataset': 'PHYSICAL_CATALOG_ERROR',
+    'error creating physical catalog': 'PHYSICAL_CATALOG_ERROR',
+    'invalid query': 'INVALID_QUERY',
+    'query execution error': 'EXECUTION_ERROR',
+}
+
+
+def jsonl_app(engine: Engine) -> Starlette:
+    """The application over an engine's datasets."""
+
+    async def query(request: Request) -> Response:
+        sql = await request.body()
+        try:
+            batches = await run_in_threadpool(_run, engine, sql)
+        except QueryError as error:
+            return _failed(error)
+        # An error after this breaks the answer off: its status has been sent.
+        return StreamingResponse(iterate_in_threadpool(map(to_json_lines, batches)), media_type=_TYPE)
+
+    async def healthy(_: Request) -> Response:
+        return Response()
+
+    return Starlette(
+        routes=[Route('/', query, methods=['POST']), Route('/health', healthy)],
+        middleware=[
+            Middleware(CORSMiddleware, allow_origins=['*'], allow_methods=['*'], allow_headers=['*']),
+            Middleware(GZipMiddleware),
+        ],
+    )
+
+
+def _run(engine: Engine, sql: bytes) -> Iterator[pa.RecordBatch]:
+    """The batches of a result, the first of which is there already. Raises QueryError."""
+    try:
+        text = sql.decode()
+    except UnicodeDecodeError as error:
+        raise invalid_argument('invalid query: the SQL query is empty or no text') from error
+    statement = parse_statement(text)
+    if statement.stream:
+        raise invalid_argument(_NO_STREAMS)
+    query = engine.prepare(statement)
+    engine.check_batch(query)
+    snapshots = {dataset: engine.datasets[dataset].snapshot() for dataset, _ in query.tables}
+
+    def rows_of(name: TableName) -> Scan:
+        return snapshots[name[0]].scan(name[1])
+
+    batches = engine.run(query, rows_of)
+    try:
+        first = list(islice(batches, 1))
+    except SourceError as error:
+        if isinstance(error, QueryError):
+            raise
+        raise QueryError(f'query execution error | Caused by: {error}', code='INTERNAL') from error
+    return chain(first, batches)
+
+
+def _failed(error: QueryError) -> JSONResponse:
+    text, code = str(error), str(error.context.get('code'))
+    default = 'INVALID_PLAN' if code == 'INVALID_ARGUMENT' else 'PLANNING_ERROR'
+    named = next((name for part, name in _CODES.items() if part in text), default)
+    return JSONResponse({'error_code': named, 'error_message': text}, _STATUS.get(code, 500))
+
+
+def to_json_lines(batch: pa.RecordBatch) -> bytes:
+    """Rows as the server writes them: bytes in hex without 0x, nulls left out, times in UTC with a Z."""
+    # DataFusion brings arrow-json, the very writer of the server, but writes to files alone.
+    with tempfile.TemporaryDirectory(prefix='amp-jsonl-') as folder:
+        lines = Path(folder) / 'rows.json'
+        SessionContext().from_arrow(pa.Table.from_batches([batch])).write_json(lines)
+        return lines.read_bytes()
