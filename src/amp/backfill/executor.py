@@ -211,7 +211,6 @@ class _Work:
         self._config = config
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._turn = threading.Lock()
         self._opening = threading.Lock()
 
     def loader(self) -> Any:
@@ -265,8 +264,7 @@ class _Work:
     ) -> None:
         try:
             with self.loader() as loader:
-                turn = None if loader.CONCURRENT_UNITS else self._turn
-                lane = Lane(self._client, loader, self.spec, number, turn, self._opening)
+                lane = Lane(self._client, loader, self.spec, number, self._opening)
                 while not self._stop.is_set():
                     task = self._take(todo, failed, number)
                     if task is None:

@@ -73,11 +73,7 @@ class LaneSpec:
 
 
 class Lane:
-    """A lane at work.
-
-    `turn` is held from the first row of a unit to its commit, where units cannot be open
-    together; `opening` while the lane is taken or the table made.
-    """
+    """A lane at work. `opening` is held while the lane is taken or the table made."""
 
     def __init__(
         self,
@@ -85,14 +81,12 @@ class Lane:
         loader: DataLoader[Any],
         spec: LaneSpec,
         number: int,
-        turn: AbstractContextManager[Any] | None = None,
         opening: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.number = number
         self._client = client
         self._loader = loader
         self._spec = spec
-        self._turn = turn or nullcontext()
         self._opening = opening or nullcontext()
         self._key = StreamKey(spec.table, lane_name(spec.stream, number))
         self._job = StreamJob(self._key, options=dict(spec.options))
@@ -158,7 +152,7 @@ class Lane:
         tx_id = transaction_id(self._opened.number, self._opened.epoch, self._counter)
         sql = self._split.of(partition.start_block, partition.end_block)
         self._loader.attempts.before()
-        with closing(self._client.sql(sql).responses(streaming=False)) as responses, self._turn:
+        with closing(self._client.sql(sql).responses(streaming=False)) as responses:
             first = next(responses)
             self._prepare(first.data)
             # An id is never used twice, also when its unit fails.

@@ -51,8 +51,6 @@ class DataLoader(ABC, Generic[TConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = {LoadMode.APPEND}
     REQUIRES_SCHEMA_MATCH: ClassVar[bool] = True
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = False
-    # Whether several units, each of a loader of its own, may be open at once in one process.
-    CONCURRENT_UNITS: ClassVar[bool] = True
     # Names of further keywords of a load call; None lets every keyword through to the author's method.
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = None
     # The config key that the path of a URL stands for, for destinations that are a file or a folder.
