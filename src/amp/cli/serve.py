@@ -41,9 +41,9 @@ def serve(
         Path | None, typer.Option('--store', metavar='DIR', help="Keep the node's final blocks in Parquet files.")
     ] = None,
     start_block: Annotated[int, typer.Option('--start-block', min=0, help='The first block of the node.')] = 0,
-    host: Annotated[str | None, typer.Option(help='The address to listen on.  [default: 127.0.0.1]')] = None,
+    host: Annotated[str | None, typer.Option(help='The address to listen on; 127.0.0.1 unless said.')] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help='The port; 0 takes a free one.  [default: 1602]')
+        int | None, typer.Option(min=0, max=65535, help='The port, 1602 unless said; 0 takes a free one.')
     ] = None,
     jsonl_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help='Serve JSON Lines on this port; Amp has 1603.')
