@@ -90,7 +90,7 @@ def test_pages_that_are_tables_of_the_code_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('page', ['resilience', 'parallel_streaming'])
+@pytest.mark.parametrize('page', ['resilience', 'parallel_streaming', 'destinations/duckdb'])
 def test_the_examples_of_a_page(page, server, tmp_path):
     text = (REPOSITORY / 'docs' / f'{page}.md').read_text()
     examples = blocks('python', text)
