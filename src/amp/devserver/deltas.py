@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import pyarrow as pa
 from datafusion import Expr, col, functions, lit
 
-from amp.devserver.block_numbers import is_numbers, opaque
+from amp.devserver.block_numbers import is_numbers
 
 if TYPE_CHECKING:
     from datafusion import DataFrame, SessionContext
@@ -82,8 +82,7 @@ class Increment:
     def _scan(self, plan: LogicalPlan, part: Part) -> DataFrame:
         node = plan.to_variant()
         _, dataset, table = node.fqn()
-        # As a plain copy of a column that it knows to be sorted, it makes DataFusion fail its own check of a UNION's plan.
-        frame = self._tables.scan(dataset, table, part).with_column(BLOCK, opaque(col('_block_num')))
+        frame = self._tables.scan(dataset, table, part).with_column(BLOCK, col('_block_num'))
         frame = reduce(lambda found, condition: found.filter(condition), _exprs(node.filters()), frame)
         projection = node.projection()
         return frame if projection is None else frame.select(*(quoted(name) for _, name in projection), BLOCK)

@@ -7,52 +7,31 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
-from datafusion import DataFrame, SessionConfig, SessionContext, SQLOptions, col, lit
-from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider, Table
+from datafusion import DataFrame, SessionContext, SQLOptions, col
 from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
-from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, opaque, with_block_numbers
+from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, with_block_numbers
 from amp.devserver.chain import Chain, Scan, Snapshot
-from amp.devserver.deltas import BLOCK, Increment, Part, UnsupportedError, quoted
+from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
 from amp.devserver.names import check_aliases, check_references, dataset_name
-from amp.devserver.scans import for_files, make_table
+from amp.devserver.scans import make_table
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
+from amp.devserver.tables import CATALOG, STORE, Datasets, Parts, TableName, new_context
 from amp.errors import QueryError, SourceError
 
 __all__ = ['Engine', 'Query', 'Streamable', 'TableName']
 
-TableName = tuple[str, str]
-"""A dataset and one of its tables."""
-
 RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 
-_CATALOG = 'amp'
-_STORE = '_rows.public'
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _PLAN_ERROR = 'failed to plan SQL query'
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
-
-
-def new_context() -> tuple[SessionContext, Schema]:
-    """A session without tables, and the schema of it that rows are put into, `_STORE`."""
-    # One partition: rows then leave a plan of one table in the order of the table's rows.
-    config = SessionConfig().with_default_catalog_and_schema(_CATALOG, 'public').with_target_partitions(1)
-    # The branches of a UNION are sorted together: merging them row by row takes several times as long.
-    config = config.set('datafusion.optimizer.repartition_sorts', 'false')
-    context = SessionContext(for_files(config))
-    context.register_udf(opaque)
-    store = Schema.memory_schema(context)
-    catalog = Catalog.memory_catalog(context)
-    catalog.register_schema('public', store)
-    context.register_catalog_provider('_rows', catalog)
-    return context, store
 
 
 def _no_rows(_: TableName) -> Sequence[pa.RecordBatch]:
@@ -116,7 +95,7 @@ class Engine:
         rewritten = self._optimized(Statement(with_block_numbers(text)), (*query.tables, NUMBERS))
         incremental.check_optimized(rewritten, self._networks_of)
         try:
-            Increment(_Parts(self, query.tables, {}, 0, 0), 0).frame(rewritten)
+            Increment(self._parts({}, 0, 0), 0).frame(rewritten)
         except UnsupportedError as error:
             raise invalid_argument(
                 f'{incremental.REFUSED} {error} (Amp streams it, this local server does not)'
@@ -145,7 +124,7 @@ class Engine:
             return self.run(stream.query, lambda name: snapshots[name[0]].rows(name[1], start, end))
 
         def frame() -> DataFrame:
-            parts = _Parts(self, stream.query.tables, snapshots, start, end)
+            parts = self._parts(snapshots, start, end)
             return Increment(parts, start).frame(plan).sort(col(BLOCK).sort())
 
         return self._executed(stream.query, frame)
@@ -160,7 +139,7 @@ class Engine:
         plan = stream.plan
         assert plan is not None, 'not a numbered stream'  # noqa: S101
         names = [name for name in schema.names if name != '_block_num']
-        parts = _Parts(self, stream.query.tables, snapshots, start, end)
+        parts = self._parts(snapshots, start, end)
         frame = lambda: Increment(parts, start).frame(plan).sort(col(BLOCK).sort())  # noqa: E731
         wide = pa.schema([*stream.query.schema, pa.field(BLOCK, pa.uint64())])
         for batch in self._executed(Query(stream.query.statement, wide, stream.query.tables), frame):
@@ -208,11 +187,14 @@ class Engine:
         context, store = new_context()
         # Made before planning: DataFusion's runtime cannot make a table while it is asking for one.
         tables = {
-            name: make_table(context, store, _STORE, '.'.join(name), self.schema_of(name), rows_of(name))
+            name: make_table(context, store, STORE, '.'.join(name), self.schema_of(name), rows_of(name))
             for name in names
         }
-        context.register_catalog_provider(_CATALOG, _Datasets(tables, asked))
+        context.register_catalog_provider(CATALOG, Datasets(tables, asked))
         return context
+
+    def _parts(self, snapshots: Mapping[str, Snapshot], start: int, end: int) -> Parts:
+        return Parts(self.schema_of, snapshots, start, end)
 
     def schema_of(self, name: TableName) -> pa.Schema:
         """The columns of a table."""
@@ -246,88 +228,3 @@ def _check_references(plan: LogicalPlan) -> None:
 def _execution_error(text: str) -> QueryError:
     code = 'RESOURCE_EXHAUSTED' if 'Resources exhausted' in text else 'INTERNAL'
     return QueryError(caused_by('query execution error', text), code=code, cause=text)
-
-
-class _Datasets(CatalogProvider):
-    """Finds a dataset under every reference that names it."""
-
-    def __init__(self, tables: Mapping[TableName, Table], asked: set[TableName]) -> None:
-        self._tables = tables
-        self._asked = asked
-
-    def schema_names(self) -> set[str]:
-        return {dataset for dataset, _ in self._tables}
-
-    def schema(self, name: str) -> SchemaProvider | None:  # type: ignore[override]  # what it calls for
-        dataset = dataset_name(name)
-        if dataset is None or dataset not in self.schema_names():
-            return None
-        return _Tables(dataset, self._tables, self._asked)
-
-
-class _Tables(SchemaProvider):
-    def __init__(self, dataset: str, tables: Mapping[TableName, Table], asked: set[TableName]) -> None:
-        self._dataset = dataset
-        self._all = tables
-        self._asked = asked
-
-    def table_names(self) -> set[str]:
-        return {table for dataset, table in self._all if dataset == self._dataset}
-
-    def table(self, name: str) -> Table | None:
-        found = self._all.get((self._dataset, name))
-        if found is not None:
-            self._asked.add((self._dataset, name))
-        return found
-
-    def table_exist(self, name: str) -> bool:
-        return (self._dataset, name) in self._all
-
-
-class _Parts:
-    """The tables of a microbatch, for its scans: new rows, old rows, all. The old ones are read only when asked for."""
-
-    def __init__(
-        self, engine: Engine, names: Iterable[TableName], snapshots: Mapping[str, Snapshot], start: int, end: int
-    ) -> None:
-        self.context, self._store = new_context()
-        self._engine = engine
-        self._snapshots = snapshots
-        self._start, self._end = start, end
-        # DataFusion asks for a table by its name; which of its parts it gets is told here before.
-        self._current: dict[TableName, Table] = {}
-        self._made: dict[tuple[TableName, bool], Table] = {}
-        self.context.register_catalog_provider(_CATALOG, _Datasets(self._current, set()))
-        self._aliases = 0
-
-    def scan(self, dataset: str, table: str, part: Part) -> DataFrame:
-        name = NUMBERS if (dataset, table) == NUMBERS else (dataset_name(dataset) or dataset, table)
-        known = (name, part == 'new')
-        if known not in self._made:
-            key = f'{".".join(name)}:{part}'
-            self._made[known] = make_table(
-                self.context, self._store, _STORE, key, self._engine.schema_of(name), self._rows(name, part == 'new')
-            )
-        self._current[name] = self._made[known]
-        frame = self.context.table(f'{quoted(dataset)}.{quoted(table)}')
-        if part == 'new':
-            return frame
-        number = col('_block_num')
-        if part == 'all':
-            return frame.filter(number <= lit(pa.scalar(self._end, pa.uint64())))
-        return frame.filter(number < lit(pa.scalar(self._start, pa.uint64())))
-
-    def _rows(self, name: TableName, new: bool) -> Sequence[pa.RecordBatch] | Scan:
-        if name == NUMBERS:
-            numbers = pa.array(np.arange(self._start if new else 0, self._end + 1, dtype=np.uint64))
-            return [pa.RecordBatch.from_arrays([numbers], schema=NUMBERS_SCHEMA)]
-        view = self._snapshots.get(name[0])
-        if view is None:
-            return ()
-        return view.rows(name[1], self._start, self._end) if new else view.scan(name[1])
-
-    def alias(self, frame: DataFrame, name: str) -> DataFrame:
-        self._aliases += 1
-        view = f'{_STORE}."alias {self._aliases}"'
-        self.context.register_view(view, frame)
-        return self.context.sql(f'SELECT * FROM {view} AS {quoted(name)}')

@@ -33,7 +33,7 @@ _COERCION = re.compile(
     re.DOTALL,
 )
 _FUNCTION = re.compile(r"Invalid function '(?P<name>[^']*)'")
-_NETWORKS = re.compile(r'multiple networks in dependency tree')
+_NETWORKS = re.compile(r'multiple networks')
 _READ_ONLY = re.compile(r'read-only constraints')
 _DUPLICATES = re.compile(r'(?P<told>Duplicate field names detected in plan schema: \[.*\])')
 _PARSER = re.compile(r'sql parser error: (?P<told>.*)', re.DOTALL)
