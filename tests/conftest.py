@@ -75,6 +75,11 @@ def deltalake_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     return {'root': str(tmp_path_factory.mktemp('deltalake') / 'lake')}
 
 
+@pytest.fixture(scope='session')
+def parquet_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {'root': str(tmp_path_factory.mktemp('parquet') / 'store')}
+
+
 @pytest.fixture
 def small_test_table() -> pa.Table:
     return pa.table(

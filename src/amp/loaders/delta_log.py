@@ -106,10 +106,14 @@ class _Held:
 
 
 class DeltaLog:
-    """The streams of the Delta table at `place`, a path or URL. The table must be there."""
+    """The streams of the Delta table at `place`, a path or URL. The table must be there.
 
-    def __init__(self, place: str, storage_options: Mapping[str, str] | None = None) -> None:
+    `uri` is where delta-rs finds the log, when that is not the place itself.
+    """
+
+    def __init__(self, place: str, storage_options: Mapping[str, str] | None = None, uri: str | None = None) -> None:
         self.place = place
+        self._uri = uri or place
         self._options = dict(storage_options or {}) or None
         self._files = Files(joined(place, FOLDER), storage_options)
         self._held: dict[StreamKey, _Held] = {}
@@ -205,7 +209,7 @@ class DeltaLog:
 
     def _open(self) -> DeltaTable:
         uses_delta()
-        return DeltaTable(self.place, storage_options=self._options)
+        return DeltaTable(self._uri, storage_options=self._options)
 
     def _refuse_other_names(self, key: StreamKey) -> None:
         other = next((r.table for r in self._records() if r.table != key.table), None)
@@ -230,12 +234,16 @@ class DeltaLog:
 
 
 class StreamCommit:
-    """One commit of a stream: write through `table`, with `properties`, inside `run`."""
+    """One commit of a stream: write through `table`, with `properties`, inside `run`.
+
+    Or through a handle of one's own, when each attempt carries `transaction` and asks `check` first.
+    """
 
     def __init__(self, log: DeltaLog, key: StreamKey, held: _Held) -> None:
         self.id = held.newest
         self.table = held.table
-        self.properties = commit_properties(Transaction(_application(key.name), self.id))
+        self.transaction = Transaction(_application(key.name), self.id)
+        self.properties = commit_properties(self.transaction)
         self._log = log
         self._key = key
         self._held = held
@@ -246,6 +254,11 @@ class StreamCommit:
         record = replace(self._held.record, committed_at=now, document=state.to_json())
         with explained(self._log.place):
             self._log._files.write(_path(self._key.name, self.id), record.to_json())
+
+    def check(self, table: DeltaTable) -> None:
+        """Raises CommitFailedError, for `run` to explain, unless the handle knows our latest commit as the newest."""
+        if table.transaction_version(_application(self._key.name)) != self._held.last:
+            raise CommitFailedError('the stream has another commit')
 
     def run(self, write: Callable[[], object]) -> None:
         """Do the one call that commits; when it fails, find out what became of it.

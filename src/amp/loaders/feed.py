@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
 
@@ -39,6 +39,16 @@ class Feed:
         """Hand one batch over; waits while the queue is full. Raises what the consumer raised."""
         if not self._put(batch):
             self._raise()
+
+    def push_all(self, batches: Iterable[pa.RecordBatch]) -> int:
+        """Push each batch and finish; when one cannot be had, cancel. Raises what the batches or the consumer raised."""
+        try:
+            for batch in batches:
+                self.push(batch)
+        except BaseException:
+            self.cancel()
+            raise
+        return self.finish()
 
     def finish(self) -> int:
         """Close the reader and wait; the consumer's result. Raises what it raised."""

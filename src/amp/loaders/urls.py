@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from amp.errors import ConfigError, redact
 
-__all__ = ['config_from_url', 'is_url', 'loader_of_url']
+__all__ = ['config_from_place', 'config_from_url', 'is_url', 'loader_of_url']
 
 
 def is_url(text: str) -> bool:
@@ -61,6 +61,19 @@ def config_from_url(url: str, config_class: type | None, path_key: str | None) -
     }
     given = {key: value for key, value in known.items() if value is not None}
     return {**given, **_typed(config_class, parse_qsl(parts.query))}
+
+
+def config_from_place(url: str, config_class: type | None, path_key: str) -> dict[str, Any]:
+    """The configuration in a URL of a folder or of an object store: `scheme:///dir`, `scheme+s3://bucket/prefix`.
+
+    Raises ConfigError for a folder that is written as a host.
+    """
+    scheme, _, rest = url.partition('://')
+    store = scheme.partition('+')[2]
+    if not store:
+        return config_from_url(url, config_class, path_key)
+    path, _, query = rest.partition('?')
+    return {path_key: f'{store}://{path}', **_typed(config_class, parse_qsl(query))}
 
 
 def _typed(config_class: type | None, pairs: list[tuple[str, str]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__: list[str] = [
     'DuckDBLoader',
     'IcebergLoader',
     'LMDBLoader',
+    'ParquetLoader',
     'PostgreSQLLoader',
     'RedisLoader',
     'SnowflakeLoader',

@@ -6,7 +6,7 @@ of the rows in `delta_rows.py`, and what keeps the number of files bounded in `d
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from amp.loaders.sql import quote
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
-from amp.loaders.urls import config_from_url
+from amp.loaders.urls import config_from_place
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
 __all__ = ['DeltaLakeLoader', 'DeltaLakeStorageConfig']
@@ -143,7 +143,8 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
 
         try:
             with explained(self.place_of(table_name)):
-                _feed_all(Feed(fitting.schema, write), map(fitting.batch, reader))
+                # Types are changed here while the write runs beside.
+                Feed(fitting.schema, write).push_all(map(fitting.batch, reader))
         except DestinationError as error:
             # A conflict is an answer; what a network lost may have been one.
             self._in_doubt = error.__cause__ is not None and not isinstance(error.__cause__, CommitFailedError)
@@ -311,17 +312,6 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
             self.logger.warning('looking after the files of %s failed: %s', table_name, error)
 
 
-def _feed_all(feed: Feed, batches: Iterable[pa.RecordBatch]) -> None:
-    """Types are changed here while the write runs beside; when a batch cannot be had, nothing is written."""
-    try:
-        for batch in batches:
-            feed.push(batch)
-    except BaseException:
-        feed.cancel()
-        raise
-    feed.finish()
-
-
 def _own_name(schema: pa.Schema, name: str) -> str:
     """The column of the table that a caller means."""
     return next((own for own in schema.names if own.casefold() == name.casefold()), name)
@@ -335,19 +325,11 @@ def _without_url(config: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(config)
     if 'url' not in given:
         return given
-    scheme, _, rest = str(given.pop('url')).partition('://')
-    path, _, query = rest.partition('?')
+    url, _, query = str(given.pop('url')).partition('?')
     pairs = parse_qsl(query)
     storage = {key: value for key, value in pairs if key.lower().startswith(_STORAGE_PREFIXES)}
     kept = urlencode([(key, value) for key, value in pairs if key not in storage])
-    store = scheme.partition('+')[2]
-    spelled = config_from_url(
-        f'{scheme}:///{"" if store else path.removeprefix("/")}?{kept}', DeltaLakeStorageConfig, 'root'
-    )
-    if store:
-        spelled['root'] = f'{store}://{path}'
-    elif path and not path.startswith('/'):
-        config_from_url(f'{scheme}://{path}', DeltaLakeStorageConfig, 'root')
+    spelled = config_from_place(f'{url}?{kept}', DeltaLakeStorageConfig, 'root')
     if 'table_path' in {**spelled, **given}:
         del spelled['root']
     if storage:
