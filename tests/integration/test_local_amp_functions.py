@@ -299,7 +299,11 @@ PAGE = (Path(__file__).parents[2] / 'docs' / 'local_amp.md').read_text()
 @pytest.mark.parametrize('sql', re.findall(r'```sql\n(.*?)```', PAGE, flags=re.DOTALL))
 def test_the_examples_of_the_page(local, sql):
     _, client = local
-    assert client.query(sql).num_rows >= 1
+    if 'stream = true' in sql:
+        with client.open(sql) as stream:
+            assert sum(received.rows for received in stream.microbatch()) >= 1
+    else:
+        assert client.query(sql).num_rows >= 1
 
 
 def test_the_page_names_every_function():
