@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.flight as fl
+import pyarrow.parquet as pq
 import pytest
 
 from amp.devserver import Faults, LocalAmp, schemas
@@ -216,6 +217,34 @@ def test_a_join_is_rebuilt_through_reorgs(simulated, seed):
                 done = {'simnet': {'number': end, 'hash': microbatch[-1].range['hash']}}
         wanted = client.query(JOIN.replace('block_num()', 'greatest(b._block_num, l._block_num)')).to_pylist()
         assert Counter(map(str, rows)) == Counter(map(str, wanted))
+
+
+@pytest.mark.parametrize(
+    ('sql', 'batch'),
+    [
+        (JOIN, JOIN.replace('block_num()', 'greatest(b._block_num, l._block_num)')),
+        ('SELECT tx_hash FROM eth_rpc.logs UNION ALL SELECT hash FROM eth_rpc.blocks',) * 2,
+        (
+            'SELECT hash FROM eth_rpc.blocks b WHERE EXISTS (SELECT 1 FROM eth_rpc.logs WHERE block_num = b.block_num + 9)',
+        )
+        * 2,
+        (
+            'SELECT block_num() AS n, count(*) AS c FROM eth_rpc.logs GROUP BY block_num()',
+            'SELECT _block_num AS n, count(*) AS c FROM eth_rpc.logs GROUP BY _block_num',
+        ),
+    ],
+)
+def test_what_is_joined_may_be_in_files(tmp_path, sql, batch):
+    made = LocalAmp.simulate(blocks=40, logs_per_block=(0, 4))
+    (tmp_path / 'eth_rpc').mkdir()
+    for table in ('blocks', 'logs'):
+        pq.write_table(made.canonical(table), tmp_path / 'eth_rpc' / f'{table}.parquet', row_group_size=16)
+    served = LocalAmp.from_parquet(tmp_path, network='simnet', microbatch_max_blocks=7)
+    with served as amp, BareClient(amp.url) as client:
+        with client.stream(sql) as stream:
+            found = [row for _ in range(6) for row in rows_of(stream.microbatch())]
+        assert Counter(map(str, found)) == Counter(map(str, client.query(batch).to_pylist()))
+        assert found
 
 
 def test_groups_by_block(simulated):

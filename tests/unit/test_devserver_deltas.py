@@ -14,6 +14,7 @@ from amp.devserver.block_numbers import with_block_numbers
 from amp.devserver.chain import ZERO_HASH, Block, Chain, Segment
 from amp.devserver.engine import Engine
 from amp.devserver.sql import Statement
+from amp.errors import QueryError
 
 pytestmark = pytest.mark.unit
 
@@ -250,6 +251,13 @@ def test_what_is_no_row_of_a_block_counts_when_the_chain_begins_later():
     engine = engine_over({'a': [(5, 1, 2)], 'b': []}, 3, first=4)
     sql = 'SELECT a.k, v.p FROM d.a a CROSS JOIN (VALUES (7)) AS v(p)'
     assert streamed_rows(engine, sql, [4, 5, 7]) == [[], [(1, 7)]]
+
+
+@pytest.mark.parametrize('condition', ['block_num() = r.k', '(l.k = r.k AND (block_num() > 3))'])
+def test_a_join_has_no_block_before_it_has_a_row(condition):
+    with pytest.raises(QueryError, match=r'block_num\(\) is not known in the condition of a join') as caught:
+        streamed_rows(engine_over(ROWS, 4), f'SELECT l.k FROM d.a l JOIN d.b r ON {condition}', [0, 4])
+    assert caught.value.context['code'] == 'INVALID_ARGUMENT'
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from datafusion import udf
 
 from amp.devserver.evm.calls import Call, find_calls
 from amp.devserver.evm.words import Column
-from amp.devserver.sql import Token, tokens_of
+from amp.devserver.sql import Token, invalid_argument, tokens_of
 
 if TYPE_CHECKING:
     from datafusion.plan import LogicalPlan
@@ -83,7 +83,10 @@ class _Select:
 
 
 def with_block_numbers(sql: str) -> str:
-    """The statement with a column for each `block_num()`; the same text when it calls none."""
+    """The statement with a column for each `block_num()`; the same text when it calls none.
+
+    Raises QueryError for a call in the condition of a join.
+    """
     calls = {call.start: Token('word', call.function, call.start, call.inside) for call in _calls(sql)}
     if not calls:
         return sql
@@ -115,6 +118,11 @@ def _selects(sql: str, calls: dict[int, Token]) -> list[_Select]:
         if token.start in calls:
             scope = next((level for level in reversed(levels) if level is not None), None)
             if scope is not None:
+                if scope.in_from:
+                    raise invalid_argument(
+                        'invalid query: block_num() is not known in the condition of a join, before there is a row; '
+                        'it is in WHERE'
+                    )
                 scope.calls.append(calls[token.start])
         elif token.kind == 'word' and token.word == 'select' and before != '.':
             found.append(_Select())
