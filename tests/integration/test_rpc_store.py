@@ -294,6 +294,17 @@ def test_a_store_is_of_one_chain_and_of_one_server(front, long_chain, tmp_path):
         LocalAmp.from_rpc(front.url, store=tmp_path, start_block=2000)
 
 
+def test_a_node_that_becomes_another_chain_is_not_followed(front):
+    with LocalAmp.from_rpc(front.url, start_block=BLOCKS - 5, poll_seconds=0.01) as amp, BareClient(amp.url) as client:
+        amp.wait_for_block(BLOCKS, timeout=SECONDS)
+        front.change = lambda call, answer: {**answer, 'result': '0x5'} if call['method'] == 'eth_chainId' else answer
+        front.statuses.append((500, {}))
+        until(lambda: 'is on chain id 5, and what is stored is of 31337' in str(amp.source_error), 'the error')
+        assert client.query('SELECT count(*) AS n FROM eth_rpc.blocks')['n'].to_pylist() == [6]
+        front.change = lambda call, answer: answer
+        until(lambda: amp.source_error is None, 'recovery')
+
+
 def test_what_is_stored_is_served_while_the_node_is_away(front, tmp_path):
     with LocalAmp.from_rpc(front.url, store=tmp_path) as amp:
         amp.wait_for_block(BLOCKS, timeout=SECONDS)

@@ -80,6 +80,7 @@ class EvmFollower:
         self._one_at_a_time = threading.Lock()
         self._thread: threading.Thread | None = None
         self._greeted = False
+        self._chain_id: int | None = store.identity.get('chain_id') if store is not None else None
         self._settled = self._final = start_block - 1
         self.error: SourceError | None = None
         self._take_runs()
@@ -87,7 +88,6 @@ class EvmFollower:
     def start(self) -> None:
         """Follow in the background; an outage is logged and waited out."""
         self._stopping.clear()
-        self._node.reopen()
         self._thread = threading.Thread(target=self._follow, name='amp-devserver-follower', daemon=True)
         self._thread.start()
 
@@ -98,6 +98,8 @@ class EvmFollower:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        # Contracts may still be called.
+        self._node.reopen()
 
     def sync(self) -> None:
         """Bring the chain to the node's head now. Raises SourceError when the node does not let us."""
@@ -123,16 +125,16 @@ class EvmFollower:
         """
         if self._greeted:
             return
-        known = self._store.identity.get('chain_id') if self._store is not None else None
         said = chain_id_of(self._node)
-        if known is not None and said != known:
+        if self._chain_id is not None and said != self._chain_id:
             raise SourceError(
-                f'the node {redact(self._node.url)} is on chain id {said}, the store holds {known}',
+                f'the node {redact(self._node.url)} is on chain id {said}, and what is stored is of {self._chain_id}',
                 hint='give the URL of a node of that chain, or another store',
             )
         block = self._chain.snapshot().canonical(self._settled)
         if self._store is not None and block is not None:
             self._same_chain(block)
+        self._chain_id = said
         self._greeted = True
 
     def _same_chain(self, stored: Block) -> None:
