@@ -1,10 +1,9 @@
-"""The Parquet store may call itself exactly-once, and refuses by name what it could not take back."""
+"""The Parquet store may call itself exactly-once; it has no mode that replaces rows by key."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,15 +14,6 @@ from amp.testing.conformance import Conformance, Destination
 from amp.testing.suite import ExactlyOnceTests
 from tests.support.s3 import BUCKET, s3_options
 from tests.support.tcp_proxy import TcpProxy
-
-
-@dataclass(frozen=True)
-class AppendsOnly(Destination):
-    """It has no mode that replaces rows by key."""
-
-    @property
-    def upserts(self) -> bool:
-        return False
 
 
 @pytest.mark.parquet
@@ -37,7 +27,7 @@ class TestParquet(ExactlyOnceTests):
     }
 
     def make_destination(self, tmp_path):
-        return AppendsOnly('parquet', {'root': str(tmp_path / 'store')})
+        return Destination('parquet', {'root': str(tmp_path / 'store')})
 
 
 class _LosesCommits:
