@@ -50,11 +50,11 @@ class Tables(Protocol):
 
 
 class Increment:
-    """Builds the frames of the microbatch that begins with the block `start`."""
+    """Builds the frames of the microbatch that begins with the block `start`; None when no block is older."""
 
-    def __init__(self, tables: Tables, start: int) -> None:
+    def __init__(self, tables: Tables, start: int | None) -> None:
         self._tables = tables
-        self._start = lit(pa.scalar(start, pa.uint64()))
+        self._start = None if start is None else lit(pa.scalar(start, pa.uint64()))
         self._kinds: dict[str, Callable[[LogicalPlan, Part], DataFrame]] = {
             'Aggregate': self._aggregate,
             'EmptyRelation': self._constant,
@@ -134,6 +134,8 @@ class Increment:
         elif kind not in {'Inner', 'LeftSemi'}:
             raise UnsupportedError(f'non-incremental operation: Join({kind})')
         conditions = self._conditions(plan)
+        if part == 'new' and self._start is None:
+            part = 'all'
         if part != 'new':
             one, other = self._side(left, part, _LEFT), self._side(right, part, _RIGHT)
         else:

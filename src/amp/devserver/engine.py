@@ -125,7 +125,7 @@ class Engine:
 
         def frame() -> DataFrame:
             parts = self._parts(snapshots, start, end)
-            return Increment(parts, start).frame(plan).sort(col(BLOCK).sort())
+            return Increment(parts, _with_older(snapshots, start)).frame(plan).sort(col(BLOCK).sort())
 
         return self._executed(stream.query, frame)
 
@@ -140,7 +140,7 @@ class Engine:
         assert plan is not None, 'not a numbered stream'  # noqa: S101
         names = [name for name in schema.names if name != '_block_num']
         parts = self._parts(snapshots, start, end)
-        frame = lambda: Increment(parts, start).frame(plan).sort(col(BLOCK).sort())  # noqa: E731
+        frame = lambda: Increment(parts, _with_older(snapshots, start)).frame(plan).sort(col(BLOCK).sort())  # noqa: E731
         wide = pa.schema([*stream.query.schema, pa.field(BLOCK, pa.uint64())])
         for batch in self._executed(Query(stream.query.statement, wide, stream.query.tables), frame):
             yield pa.RecordBatch.from_arrays([batch[BLOCK], *(batch[name] for name in names)], schema=schema)
@@ -216,6 +216,12 @@ class Engine:
         if dataset_name(dataset) in self.datasets:
             return f'Table {table} not found in dataset {dataset}'
         return f'Dataset not found: {dataset}'
+
+
+def _with_older(snapshots: Mapping[str, Snapshot], start: int) -> int | None:
+    """The block; None when there is none before it."""
+    older = any(view.first is not None and view.first < start for view in snapshots.values())
+    return start if older else None
 
 
 def _check_references(plan: LogicalPlan) -> None:
