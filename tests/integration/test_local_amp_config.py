@@ -179,6 +179,13 @@ def test_simulated_stored_and_derived_upon_derived(tmp_path):
             assert received[-1].range['hash'] == amp.block_hash(31, dataset='sim')
             amp.reorg(4, dataset='sim')
             assert stream.microbatch()[-1].span == (28, 32)
+        # A derived table beside a raw one, in one stream: what comes later joins what was there before.
+        joined = 'SELECT b.hash, c.logs FROM sim.blocks b JOIN per_block.counts c ON b.block_num = c.n'
+        with client.stream(joined) as stream:
+            assert sum(received.rows for received in stream.microbatch()) == 33
+            amp.mine(2, dataset='sim')
+            later = stream.microbatch()
+            assert (later[-1].span, sum(received.rows for received in later)) == ((33, 34), 2)
         with pytest.raises(ConfigError, match='only a simulated chain'):
             amp.mine(1, dataset='archive')
         with pytest.raises(KeyError, match='there is no dataset'):

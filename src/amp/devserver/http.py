@@ -27,7 +27,12 @@ class HttpServer:
         self.port = int(self._socket.getsockname()[1])
         self.url = f'http://{host}:{self.port}'
         config = uvicorn.Config(
-            app, log_level='warning', access_log=False, lifespan='off', timeout_graceful_shutdown=_STOP_SECONDS // 2
+            app,
+            log_level='warning',
+            access_log=False,
+            lifespan='off',
+            ws='none',
+            timeout_graceful_shutdown=_STOP_SECONDS // 2,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
