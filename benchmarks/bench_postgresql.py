@@ -24,7 +24,7 @@ from _streams import one_microbatch, seconds_to_undo
 import amp
 from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.postgresql_loader import PostgreSQLLoader
-from amp.loaders.stamps import stamp
+from amp.loaders.stamps import stamp, stamped_schema
 
 sys.path.insert(0, str(REPOSITORY))
 from tests.support.postgres import postgresql_config
@@ -49,9 +49,9 @@ class Bare:
     def fresh(self) -> None:
         self.connection.execute('DROP TABLE IF EXISTS t, _amp_streams')
 
-    def copy(self, batches: list[pa.RecordBatch], *, index: bool = False) -> None:
+    def copy(self, batches: list[pa.RecordBatch], *, stamps: bool = False, index: bool = False) -> None:
         self.fresh()
-        schema = batches[0].schema
+        schema = stamped_schema(batches[0].schema) if stamps else batches[0].schema
         columns = ', '.join(f'"{f.name}" {column_type(f.type)}' for f in schema)
         self.connection.execute(f'CREATE TABLE t ({columns})'.encode())
         if index:
@@ -63,7 +63,8 @@ class Bare:
         with self.connection.transaction(), self.connection.cursor().copy('COPY t FROM STDIN (FORMAT binary)') as copy:
             copy.write(encoder.write_header())
             for batch in batches:
-                copy.write(encoder.write_batch(batch.cast(wire)))
+                rows = stamp(batch, 1 << 51, '0123456789abcdef') if stamps else batch
+                copy.write(encoder.write_batch(rows.cast(wire)))
             copy.write(encoder.finish())
 
 
@@ -77,7 +78,6 @@ def main(rows: int, repetitions: int, large: int) -> int:
     report = Report()
     batches = make_batches()
     batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
-    stamped = [stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches]
     with postgresql_config() as config, bare_server() as url, amp.Client(url) as client:
         bare, flight = Bare(config), fl.FlightClient(url)
         client.configure_connection('pg', 'postgresql', config)
@@ -105,8 +105,8 @@ def main(rows: int, repetitions: int, large: int) -> int:
             {
                 'bare COPY': lambda: bare.copy(batches),
                 'load': load,
-                'bare COPY, stamped': lambda: bare.copy(stamped),
-                'bare COPY, stamped + index': lambda: bare.copy(stamped, index=True),
+                'bare COPY, stamped': lambda: bare.copy(batches, stamps=True),
+                'bare COPY, stamped + index': lambda: bare.copy(batches, stamps=True, index=True),
                 'stream, one unit': stream,
                 'bare Flight drain': lambda: drain(flight, rows),
                 'stream from the server': from_server,
