@@ -106,10 +106,13 @@ class ParquetTables:
             current = self.find(name)
             if current is None:
                 self._create(name, wanted)
-            elif not user_columns(current.schema) and user_columns(wanted):
-                self._fill(name, wanted)
-            else:
+            elif user_columns(current.schema) or not user_columns(wanted):
                 self._extend(name, current, [f for f in wanted if f.name in STAMP_COLUMNS])
+            elif current.files.num_rows:
+                # Somebody has put rows under amp's columns alone: they stay.
+                self._extend(name, current, list(wanted))
+            else:
+                self._fill(name, wanted)
 
         self._until_alone(attempt, name)
 

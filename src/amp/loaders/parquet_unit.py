@@ -42,12 +42,22 @@ def every_file(snapshot: Snapshot) -> Iterable[int]:
 
 
 class ParquetUnit:
-    """Rows flow into files that are written beside; the commit happens when they end."""
+    """Rows flow into files that are written beside; the commit happens when they end.
+
+    `committed` is told of the versions of the table before and after the commit.
+    """
 
     def __init__(
-        self, commit: StreamCommit, store: DuckDBParquetStore, place: str, table_name: str, undo: Undo | None
+        self,
+        commit: StreamCommit,
+        store: DuckDBParquetStore,
+        place: str,
+        table_name: str,
+        undo: Undo | None,
+        committed: Callable[[int, int], None],
     ) -> None:
         self._commit = commit
+        self._committed = committed
         self._log = store.log(table_name)
         self._stage: Callable[[], Staging] = partial(store.stage, table_name)
         self._place = place
@@ -90,6 +100,7 @@ class ParquetUnit:
                 self._staging.keep()
             self._commit.run(self._put)
         reached('commit.after')
+        self._committed(self._snapshot.version, self._log.table.version())
 
     def rollback(self) -> None:
         """Stop writing, and remove the files that nobody will name."""

@@ -297,16 +297,15 @@ _REDIS = TypeTable(
     },
 )
 
-_AS_IT_IS = 'declared as it is'
 _PARQUET = TypeTable(
     'the Parquet store',
     {
-        **_same(_AS_IT_IS, ('bool', 'int8', 'int16', 'int32', 'int64', 'float32', 'float64')),
+        **{kind: Rule(kind) for kind in ('bool', 'int8', 'int16', 'int32', 'int64', 'float32', 'float64')},
         **{
-            f'uint{bits}': Rule(_AS_IT_IS, note=f'stored as {stored}')
+            f'uint{bits}': Rule(f'uint{bits}', note=f'stored as {stored}')
             for bits, stored in ((8, 'int16'), (16, 'int32'), (32, 'int64'), (64, 'decimal(20,0)'))
         },
-        'float16': Rule(_AS_IT_IS, note='stored as float32'),
+        'float16': Rule('float16', note='stored as float32'),
         'decimal': Rule('decimal({precision},{scale})', _whole_decimal),
         'decimal256': Rule('decimal({precision},{scale})', _whole_decimal256, note='above 38 digits stored as text'),
         'text': Rule('string', pa.string()),
@@ -314,14 +313,14 @@ _PARQUET = TypeTable(
             'decimal(76,0)', pa.decimal256(76, 0), at_most_digits(76), note='up to 76 digits, stored as text'
         ),
         'bytes': Rule('binary', pa.binary()),
-        'fixed bytes': Rule(_AS_IT_IS, note='stored as binary'),
+        'fixed bytes': Rule('fixed_size_binary[{width}]', note='stored as binary'),
         'date': Rule('date', pa.date32()),
         **{
-            kind: Rule(_AS_IT_IS, note='stored as a whole number')
+            kind: Rule(kind, note='stored as a whole number')
             for kind in ('time', 'time[ns]', 'duration', 'duration[ns]', 'timestamp[ns]', 'timestamp[ns] with zone')
         },
-        'timestamp': Rule(_AS_IT_IS, note='stored as microseconds'),
-        'timestamp with zone': Rule(_AS_IT_IS, note='stored as microseconds in UTC'),
+        'timestamp': Rule('timestamp', note='stored as microseconds'),
+        'timestamp with zone': Rule('timestamp with zone', note='stored as microseconds in UTC'),
         'list': Rule('list<{inner}>'),
         'struct': Rule('struct<{fields}>'),
         'map': Rule('map<{key}, {inner}>'),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from deltalake.transaction import AddAction
 
-from amp.errors import ConfigError, LoadError
+from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.delta_errors import is_transient
 from amp.loaders.delta_log import DeltaLog
@@ -40,6 +40,8 @@ class ParquetConfig:
 
     The others are those of the columnar store: `s3_endpoint` (`host:port` or a URL, for servers other than AWS), the
     two keys (without them the usual AWS environment is asked), `s3_use_ssl`, `s3_region`, and `threads` that write.
+    Every `maintenance_commits` commits of a table its small files are joined (`optimize_after_write`) and what no version
+    of the last week needs is deleted (`vacuum_after_write`).
     """
 
     root: str
@@ -50,6 +52,9 @@ class ParquetConfig:
     s3_use_ssl: bool = True
     s3_region: str | None = None
     threads: int | None = None
+    optimize_after_write: bool = False
+    vacuum_after_write: bool = False
+    maintenance_commits: int = 64
 
 
 class ParquetLoader(DataLoader[ParquetConfig]):
@@ -76,6 +81,8 @@ class ParquetLoader(DataLoader[ParquetConfig]):
         if isinstance(partition_by, str):
             partition_by = [name.strip() for name in partition_by.split(',')]
         parsed = super()._parse_config({**config, 'partition_by': tuple(partition_by)})
+        if parsed.maintenance_commits < 1:
+            raise ConfigError(f'maintenance_commits is a number of commits, not {parsed.maintenance_commits}')
         _of_the_store(parsed)
         return parsed
 
@@ -145,8 +152,10 @@ class ParquetLoader(DataLoader[ParquetConfig]):
                 feed = Feed(fitting.stored, partial(write_files, staging))
                 feed.push_all(map(fitting.batch, reader))
                 staging.keep()
+                log = self._tables.log(table_name)
                 if staging.adds or overwrite:
-                    self._commit(self._tables.log(table_name), staging.adds, overwrite)
+                    self._commit(log, staging.adds, overwrite)
+        self._maintain(table_name, snapshot.version, log.table.version())
         return fitting.rows
 
     def _commit(self, log: TableLog, adds: Sequence[AddAction], overwrite: bool) -> None:
@@ -268,7 +277,7 @@ class ParquetLoader(DataLoader[ParquetConfig]):
         if name not in self._logs:
             self._logs[name] = self._tables.streams_of(name)
         commit = self._logs[name].begin(job.key, state)
-        return ParquetUnit(commit, self.store, self.place_of(name), name, undo)
+        return ParquetUnit(commit, self.store, self.place_of(name), name, undo, partial(self._maintain, name))
 
     # Looking after files
 
@@ -283,6 +292,19 @@ class ParquetLoader(DataLoader[ParquetConfig]):
         self._known(table_name)
         with told(self.place_of(table_name)):
             return self.store.vacuum(table_name, retention_hours)
+
+    def _maintain(self, table_name: str, before: int, after: int) -> None:
+        """What is due when the version of a table went from `before` to `after`. It never fails a load."""
+        every = self.config.maintenance_commits
+        if before // every == after // every:
+            return
+        try:
+            if self.config.optimize_after_write:
+                self.optimize(table_name)
+            if self.config.vacuum_after_write:
+                self.vacuum(table_name)
+        except AmpError as error:
+            self.logger.warning('looking after the files of %s failed: %s', table_name, error)
 
 
 def _of_the_store(config: ParquetConfig) -> DuckDBParquetConfig:

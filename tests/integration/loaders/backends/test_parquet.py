@@ -340,6 +340,22 @@ def test_undo_of_any_runs_takes_exactly_their_rows(tmp_path_factory, dropped, ne
         assert [info.state.entries for info in db.list_streams()] == [after.entries, ()]
 
 
+def test_the_files_of_a_long_stream_stay_few(tmp_path):
+    with ParquetLoader({'root': str(tmp_path), 'optimize_after_write': True, 'maintenance_commits': 16}) as db:
+        stream(db, *chain(0, 100, width=1))
+        assert len(paths(db)) <= 16 + 1
+        [result] = stream(db, ResponseBatch.reorg_batch([eth(50, 99, '0xd')]))
+        assert result.metadata['rows_undone'] == 100
+        assert numbers(db) == sorted([*range(50), *range(50)])
+
+
+def test_rows_put_under_the_columns_of_amp_alone_stay(db):
+    db.open_stream(StreamKey('t', 't'), Claim('one', 'then'))
+    db.store.write('t', [{'_amp_batch_id': 'of somebody'}])
+    assert db.load_table(pa.table({'x': [1]}), 't').success
+    assert sorted(db.scan('t').read_all()['x'].to_pylist(), key=str) == [1, None]
+
+
 def test_two_streams_in_one_table_undo_only_their_own(db):
     stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one')
     stream(db, response(eth(0, 9, '0xb'), 2), stream_name='two')
