@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import clickhouse_connect
 import pyarrow as pa
@@ -146,7 +146,7 @@ class Session:
         if label is not None:
             settings['log_comment'] = label
         columns = ', '.join(quote(name) for name in rows.schema.names)
-        codec = 'lz4' if self.config.compress and not self.config.is_embedded else None
+        codec: Literal['lz4'] | None = 'lz4' if self.config.compress and not self.config.is_embedded else None
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression=codec)) as writer:
             writer.write_table(rows)
@@ -173,7 +173,7 @@ class Session:
         """Each chunk that the engine gives is a stream of its own; the client would collect them all."""
         import chdb
 
-        handle = chdb.connect(self._path)
+        handle = chdb.connect(self._path)  # type: ignore[no-untyped-call, unused-ignore]
         try:
             with handle.send_query(sql, 'ArrowStream') as chunks:
                 for chunk in chunks:

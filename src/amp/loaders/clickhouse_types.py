@@ -197,5 +197,7 @@ def _sized(kind: str) -> pa.DataType | None:
         precision, scale = int(found[1]), int(found[2])
         return pa.decimal128(precision, scale) if precision <= 38 else pa.decimal256(precision, scale)
     if (found := re.fullmatch(r"DateTime64\((\d)(?:, '(.*)')?\)", kind)) and found[1] in _UNITS:
-        return pa.timestamp(_UNITS[found[1]], found[2] or 'UTC')
+        unit: Any = _UNITS[found[1]]
+        made: pa.DataType = pa.timestamp(unit, found[2] or 'UTC')
+        return made
     return None
