@@ -23,7 +23,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from tests.support.chdb_http import chdb_front
 
-from amp.loaders.clickhouse_session import quote
+from amp.loaders.clickhouse.session import quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.loaders.stamps import stamp
 

@@ -25,7 +25,7 @@ from deltalake import write_deltalake
 
 import amp
 from amp.flight.protocol import encode_statement_query
-from amp.loaders.delta_rows import Fitting, table_schema
+from amp.loaders.delta.rows import Fitting, table_schema
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import stamp, stamped_schema
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch

@@ -22,7 +22,7 @@ from _harness import Report, interleaved, speed_ratio
 from _server import make_batches
 
 from amp.loaders.implementations.lmdb_loader import LMDBLoader
-from amp.loaders.lmdb_table import _pieces
+from amp.loaders.lmdb.table import _pieces
 from amp.loaders.row_bytes import RowBytes
 from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import stamp

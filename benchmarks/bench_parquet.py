@@ -26,7 +26,7 @@ from _server import bare_server, make_batches
 import amp
 from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.parquet_loader import ParquetLoader
-from amp.loaders.parquet_tables import declared_schema
+from amp.loaders.parquet.tables import declared_schema
 from amp.loaders.stamps import stamp, stamped_schema
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 from amplify_db_utils.schema import stored_schema

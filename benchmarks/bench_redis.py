@@ -22,9 +22,9 @@ from _harness import REPOSITORY, Report, interleaved, speed_ratio
 from _server import make_batches
 
 from amp.loaders.implementations.redis_loader import RedisLoader
-from amp.loaders.redis_connect import Answers
-from amp.loaders.redis_resp import column_bytes, joined, row_commands
-from amp.loaders.redis_rows import fields_of
+from amp.loaders.redis.connect import Answers
+from amp.loaders.redis.resp import column_bytes, joined, row_commands
+from amp.loaders.redis.rows import fields_of
 from amp.loaders.stamps import BATCH_ID, TX_ID
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 

@@ -26,8 +26,8 @@ sys.path.insert(0, str(REPOSITORY))
 from tests.support.snowflake import is_real, snowflake_config
 
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
-from amp.loaders.snowflake_files import ParquetFiles
-from amp.loaders.snowflake_types import landings, quoted, wire_of
+from amp.loaders.snowflake.files import ParquetFiles
+from amp.loaders.snowflake.types import landings, quoted, wire_of
 
 _FILE_BYTES = 128 * 1024**2
 _GROUP_ROWS = 250_000

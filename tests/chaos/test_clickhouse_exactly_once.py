@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from amp.loaders.clickhouse_session import quote
+from amp.loaders.clickhouse.session import quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.testing.conformance import Destination
 from amp.testing.suite import ExactlyOnceTests

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
-from amp.loaders.snowflake_types import cast_of
+from amp.loaders.snowflake.types import cast_of
 from amp.loaders.sql import quote
 
 _CHANNEL = re.compile(r'/v2/streaming/(?:data/)?databases/[^/]+/schemas/[^/]+/pipes/([^/:]+)/channels/([^/]+)(/rows)?')

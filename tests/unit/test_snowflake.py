@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from amp.errors import AmpError, ConfigError, DestinationError, SchemaError
 from amp.loaders.implementations.snowflake_loader import SnowflakeConnectionConfig, SnowflakeLoader
-from amp.loaders.snowflake_files import ParquetFiles, put_statement
-from amp.loaders.snowflake_state import Streams
-from amp.loaders.snowflake_types import joined, json_arrays, json_objects, landings, name_in, name_out, quoted, wire_of
+from amp.loaders.snowflake.files import ParquetFiles, put_statement
+from amp.loaders.snowflake.state import Streams
+from amp.loaders.snowflake.types import joined, json_arrays, json_objects, landings, name_in, name_out, quoted, wire_of
 from tests.support.type_extremes import amp_columns, other_columns
 
 pytestmark = [pytest.mark.unit, pytest.mark.snowflake]

@@ -18,11 +18,11 @@ import pyarrow as pa
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
-from amp.loaders.clickhouse_documents import ClickHouseDocuments
-from amp.loaders.clickhouse_session import ClickHouseConfig, Session, is_transient, literal, quote
-from amp.loaders.clickhouse_tables import ClickHouseTables, Table
-from amp.loaders.clickhouse_types import VERSION, Column, read_schema, select_list
-from amp.loaders.clickhouse_unit import ClickHouseStreams, Inserter, Versions
+from amp.loaders.clickhouse.documents import ClickHouseDocuments
+from amp.loaders.clickhouse.session import ClickHouseConfig, Session, is_transient, literal, quote
+from amp.loaders.clickhouse.tables import ClickHouseTables, Table
+from amp.loaders.clickhouse.types import VERSION, Column, read_schema, select_list
+from amp.loaders.clickhouse.unit import ClickHouseStreams, Inserter, Versions
 from amp.loaders.sql import in_runs
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.duckdb_arrow import column_types, create, insert, read_as, replace_by_key, stage
+from amp.loaders.duckdb.arrow import column_types, create, insert, read_as, replace_by_key, stage
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements

@@ -14,14 +14,14 @@ from pyiceberg.table import Table
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError
 from amp.loaders.arrow_types import Landing, wire_schema
 from amp.loaders.base import DataLoader
-from amp.loaders.iceberg_catalog import CatalogTables, config_from_iceberg_url, explained, is_transient_failure
-from amp.loaders.iceberg_commit import Change, commit
-from amp.loaders.iceberg_files import arrow_schema, top_columns
-from amp.loaders.iceberg_maintenance import Upkeep, compact, expire_snapshots, remove_orphans
-from amp.loaders.iceberg_scan import scan_batches
-from amp.loaders.iceberg_schema import add_columns, landings, make_table, missing_columns, partition_field
-from amp.loaders.iceberg_streams import StreamRecord, newborn, read_records
-from amp.loaders.iceberg_unit import REPLACING, PlainUnit, StreamUnit, current
+from amp.loaders.iceberg.catalog import CatalogTables, config_from_iceberg_url, explained, is_transient_failure
+from amp.loaders.iceberg.commit import Change, commit
+from amp.loaders.iceberg.files import arrow_schema, top_columns
+from amp.loaders.iceberg.maintenance import Upkeep, compact, expire_snapshots, remove_orphans
+from amp.loaders.iceberg.scan import scan_batches
+from amp.loaders.iceberg.schema import add_columns, landings, make_table, missing_columns, partition_field
+from amp.loaders.iceberg.streams import StreamRecord, newborn, read_records
+from amp.loaders.iceberg.unit import REPLACING, PlainUnit, StreamUnit, current
 from amp.loaders.stamps import STAMP_COLUMNS
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob

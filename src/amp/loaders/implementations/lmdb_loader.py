@@ -15,11 +15,11 @@ import pyarrow.compute
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
-from amp.loaders.lmdb_catalog import FIRST_STREAM_ID, TableRecord, database_names
-from amp.loaders.lmdb_environment import Environment
-from amp.loaders.lmdb_layout import Layout
-from amp.loaders.lmdb_table import Table
-from amp.loaders.lmdb_unit import Store, StreamTarget, Write
+from amp.loaders.lmdb.catalog import FIRST_STREAM_ID, TableRecord, database_names
+from amp.loaders.lmdb.environment import Environment
+from amp.loaders.lmdb.layout import Layout
+from amp.loaders.lmdb.table import Table
+from amp.loaders.lmdb.unit import Store, StreamTarget, Write
 from amp.loaders.points import reached
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.types import LoadMode

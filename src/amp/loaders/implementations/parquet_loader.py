@@ -16,13 +16,13 @@ from deltalake.transaction import AddAction
 
 from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.delta_errors import is_transient
-from amp.loaders.delta_log import DeltaLog
+from amp.loaders.delta.errors import is_transient
+from amp.loaders.delta.log import DeltaLog
 from amp.loaders.feed import Feed
-from amp.loaders.parquet_errors import told
-from amp.loaders.parquet_rows import Fitting, write_files
-from amp.loaders.parquet_tables import ParquetTables, user_columns
-from amp.loaders.parquet_unit import ParquetUnit, every_file
+from amp.loaders.parquet.errors import told
+from amp.loaders.parquet.rows import Fitting, write_files
+from amp.loaders.parquet.tables import ParquetTables, user_columns
+from amp.loaders.parquet.unit import ParquetUnit, every_file
 from amp.loaders.stamps import stamped_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from amp.errors import ConfigError, DestinationError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.postgresql_connect import (
+from amp.loaders.postgresql.connect import (
     Connection,
     Connections,
     PostgreSQLConfig,
@@ -26,10 +26,10 @@ from amp.loaders.postgresql_connect import (
     is_transient,
     run_on,
 )
-from amp.loaders.postgresql_copy import CopyInto, column_type
-from amp.loaders.postgresql_scan import read_batches, read_schema
-from amp.loaders.postgresql_unit import PostgreSQLUnit
-from amp.loaders.postgresql_upsert import STAGE, ensure_key_index, make_stage, replace_by_key
+from amp.loaders.postgresql.copy import CopyInto, column_type
+from amp.loaders.postgresql.scan import read_batches, read_schema
+from amp.loaders.postgresql.unit import PostgreSQLUnit
+from amp.loaders.postgresql.upsert import STAGE, ensure_key_index, make_stage, replace_by_key
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode

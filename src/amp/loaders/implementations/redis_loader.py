@@ -14,15 +14,15 @@ import pyarrow.compute
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
-from amp.loaders.redis_connect import Place, Server
-from amp.loaders.redis_layout import DEFAULT_PATTERN, Layout
-from amp.loaders.redis_reader import Reader
-from amp.loaders.redis_resp import Commands
-from amp.loaders.redis_store import COLLECTIONS, FIRST_STREAM_ID, Store, TableRecord, is_dead
-from amp.loaders.redis_streams import drop_table, sweep_load, take_stream
-from amp.loaders.redis_table import Table
-from amp.loaders.redis_unit import StreamTarget, Write
-from amp.loaders.redis_url import config_of_url
+from amp.loaders.redis.connect import Place, Server
+from amp.loaders.redis.layout import DEFAULT_PATTERN, Layout
+from amp.loaders.redis.reader import Reader
+from amp.loaders.redis.resp import Commands
+from amp.loaders.redis.store import COLLECTIONS, FIRST_STREAM_ID, Store, TableRecord, is_dead
+from amp.loaders.redis.streams import drop_table, sweep_load, take_stream
+from amp.loaders.redis.table import Table
+from amp.loaders.redis.unit import StreamTarget, Write
+from amp.loaders.redis.url import config_of_url
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob

@@ -20,13 +20,13 @@ from snowflake.connector import errors
 from amp.errors import DestinationError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.points import reached
-from amp.loaders.snowflake_config import SnowflakeConnectionConfig, config_of_url
-from amp.loaders.snowflake_connect import Session, Sessions, explained, is_transient
-from amp.loaders.snowflake_scan import present_columns, read_rows, users_columns, visible
-from amp.loaders.snowflake_state import TABLE, TRANSACTION, SnowflakeDocuments, SnowflakeStreamStateStore, Streams
-from amp.loaders.snowflake_types import landings, name_in, name_out, quoted, read_schema
-from amp.loaders.snowflake_unit import MARK, MARKED_AT, REPLACED_BY, SnowflakeUnit, Work
-from amp.loaders.snowflake_ways import STAGE
+from amp.loaders.snowflake.config import SnowflakeConnectionConfig, config_of_url
+from amp.loaders.snowflake.connect import Session, Sessions, explained, is_transient
+from amp.loaders.snowflake.scan import present_columns, read_rows, users_columns, visible
+from amp.loaders.snowflake.state import TABLE, TRANSACTION, SnowflakeDocuments, SnowflakeStreamStateStore, Streams
+from amp.loaders.snowflake.types import landings, name_in, name_out, quoted, read_schema
+from amp.loaders.snowflake.unit import MARK, MARKED_AT, REPLACED_BY, SnowflakeUnit, Work
+from amp.loaders.snowflake.ways import STAGE
 from amp.loaders.sql import BEFORE_PREFIX, in_runs, quote
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode
@@ -35,7 +35,7 @@ from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.state import StreamStateStore
 
 if TYPE_CHECKING:
-    from amp.loaders.snowflake_channel import Channel
+    from amp.loaders.snowflake.channel import Channel
 
 __all__ = ['SnowflakeConnectionConfig', 'SnowflakeLoader', 'SnowflakeStreamStateStore']
 
@@ -162,7 +162,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
 
     def use_channel(self, table_name: str, name: str) -> None:
         """From now on rows of this table go through the channel of this name."""
-        from amp.loaders.snowflake_channel import Channel
+        from amp.loaders.snowflake.channel import Channel
 
         self._channels[table_name] = Channel(self.config, table_name, name)
 
@@ -293,7 +293,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
         """Transactions, or undo by ids for the method that commits by itself."""
         if self.config.loading_method != 'snowpipe_streaming':
             return self
-        from amp.loaders.snowflake_channel import ChannelStreams
+        from amp.loaders.snowflake.channel import ChannelStreams
 
         return ChannelStreams(self)
 

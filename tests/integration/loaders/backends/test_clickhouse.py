@@ -18,8 +18,9 @@ import pyarrow as pa
 import pytest
 
 from amp.errors import ConfigError, DestinationError
-from amp.loaders import clickhouse_unit, points
-from amp.loaders.clickhouse_session import ClickHouseConfig, literal, quote
+from amp.loaders import points
+from amp.loaders.clickhouse import unit as clickhouse_unit
+from amp.loaders.clickhouse.session import ClickHouseConfig, literal, quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stamps import TX_ID, stamp, stamped_schema

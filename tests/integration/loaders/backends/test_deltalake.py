@@ -28,7 +28,7 @@ from amp.errors import (
     SchemaError,
     StaleEpochError,
 )
-from amp.loaders.delta_log import DeltaLog
+from amp.loaders.delta.log import DeltaLog
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.unit import Claim, StreamJob
@@ -554,8 +554,8 @@ def test_partitions_are_joined_apart(tmp_path):
 
 
 def test_joining_files_gives_way_to_whoever_was_first(db, tmp_path):
-    from amp.loaders.delta_compact import compact
-    from amp.loaders.delta_files import Files
+    from amp.loaders.delta.compact import compact
+    from amp.loaders.delta.files import Files
 
     for i in range(4):
         db.load_table(pa.table({'x': [i]}), 't')

@@ -19,8 +19,8 @@ import pytest
 import redis
 
 from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
-from amp.loaders import redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
+from amp.loaders.redis import unit as redis_unit
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
@@ -420,7 +420,8 @@ def test_duplicates_among_many_rows_are_found(open_loader, t, monkeypatch):
 def test_a_large_load_that_dies_is_swept_by_the_next(open_loader, redis_test_config, t):
     code = """
 import json, os, signal, sys, pyarrow as pa
-from amp.loaders import points, redis_unit
+from amp.loaders import points
+from amp.loaders.redis import unit as redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
 redis_unit._SMALL = 20_000
 def die(point):

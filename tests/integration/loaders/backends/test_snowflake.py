@@ -15,12 +15,12 @@ import pytest
 from snowflake.connector.errors import DatabaseError, OperationalError, ProgrammingError
 
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
-from amp.loaders import snowflake_connect
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader, SnowflakeStreamStateStore
-from amp.loaders.snowflake_connect import is_transient
-from amp.loaders.snowflake_state import TABLE
-from amp.loaders.snowflake_types import name_out, quoted
-from amp.loaders.snowflake_unit import MARK, MARKED_AT
+from amp.loaders.snowflake import connect as snowflake_connect
+from amp.loaders.snowflake.connect import is_transient
+from amp.loaders.snowflake.state import TABLE
+from amp.loaders.snowflake.types import name_out, quoted
+from amp.loaders.snowflake.unit import MARK, MARKED_AT
 from amp.loaders.stream import StreamSettings
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch

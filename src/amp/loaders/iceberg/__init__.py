@@ -1,0 +1,1 @@
+"""The rooms behind the loader of Iceberg."""

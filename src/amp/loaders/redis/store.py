@@ -1,0 +1,303 @@
+"""What a Redis server remembers of tables and streams: which keys hold what, and how to look at it.
+
+    _amp:numbers                hash    stream -> its number, given once
+    _amp:loads                  counter ids of loads that are no stream
+    _amp:stream:<t>:<name>      JSON    number, epoch, claim, document, and the first id of a unit that is not done
+    _amp:table:<t>              JSON    columns, structure, key
+    _amp:units:<t>              sorted  one member a piece of a unit: <id>:<first row>:<rows>, all with score 0
+    _amp:keys:<t>:<member>      bytes   the keys (in a collection: the members) of that piece
+    _amp:before:<t>:<id>:<key>          the row that a row with that id replaced
+    _amp:replaced:<t>:<member>  bytes   the keys of which there is such a row
+    _amp:seq:<t>                counter of pieces, for the ids of a Redis stream
+    _amp:loading:<t>            hash    loads that are not done -> whose they are
+
+Scores are no ids: an id has 63 bits, and a score 53. Names are quoted, so that no two of these are ever one key. On a
+cluster everything of a table begins with `{<table>}`, which keeps it on one shard.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from amp.errors import IntegrityError, LoadError
+from amp.loaders.redis.connect import Server, Wire, explained
+from amp.loaders.redis.resp import unpacked
+from amp.loaders.row_keys import KeySpec
+from amp.loaders.stamps import TX_ID
+from amp.loaders.unit import Claim, StreamInfo
+from amp.streaming.ledger import IdRun, StreamKey, StreamState, stream_interval
+
+__all__ = ['COLLECTIONS', 'FIRST_STREAM_ID', 'Piece', 'Store', 'StreamRecord', 'TableRecord', 'covers', 'is_dead']
+
+FIRST_STREAM_ID = 1 << 51
+COLLECTIONS = frozenset({'stream', 'set', 'sorted_set', 'list'})
+"""Structures that keep all rows of a table under one key."""
+
+_TOKEN = secrets.token_hex(8)
+_PAGE = 512
+
+
+def covers(runs: Sequence[IdRun], tx_id: int) -> bool:
+    """True when an id lies in one of the runs."""
+    return any(run.first <= tx_id <= run.last for run in runs)
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """A table: its columns, the structure of its rows, what their keys are made of (None: never written)."""
+
+    schema: pa.Schema
+    structure: str
+    key: KeySpec | None = None
+    is_upserted: bool = False
+
+    @property
+    def kept_schema(self) -> pa.Schema:
+        """The columns without the id, which is kept beside them."""
+        at = self.schema.get_field_index(TX_ID)
+        return self.schema if at < 0 else self.schema.remove(at)
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
+        key = None if self.key is None else self.key.parts
+        return json.dumps({'structure': self.structure, 'key': key, 'upserted': self.is_upserted, 'schema': schema})
+
+    @classmethod
+    def from_json(cls, stored: bytes) -> TableRecord:
+        """From what is stored. Raises IntegrityError."""
+        try:
+            told = json.loads(stored)
+            key = None if told['key'] is None else KeySpec(tuple((kind, text) for kind, text in told['key']))
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told['schema'])))
+            return cls(schema, told['structure'], key, told['upserted'])
+        except (ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+            raise IntegrityError(f'what is stored of a table does not parse: {stored[:120]!r}') from error
+
+
+@dataclass(frozen=True)
+class StreamRecord:
+    """A stream. `intent`: the first id of a unit that is not done; `clients`: connections that write it."""
+
+    number: int
+    epoch: int
+    claim: Claim
+    document: str | None = None
+    committed_at: str | None = None
+    intent: int | None = None
+    clients: list[int] = field(default_factory=list)
+    run_id: str = ''
+
+    @property
+    def hidden(self) -> list[IdRun]:
+        """Ids that no reader may see."""
+        return [] if self.intent is None else [IdRun(self.intent, stream_interval(self.number).last)]
+
+    def state(self) -> StreamState:
+        """What is committed."""
+        return StreamState.from_json(self.number, self.epoch, self.document)
+
+    def done(self, state: StreamState) -> StreamRecord:
+        """With what is committed now."""
+        now = datetime.now(UTC).isoformat(timespec='milliseconds')
+        return replace(self, document=state.to_json(), committed_at=now, intent=None, clients=[])
+
+    def to_json(self) -> str:
+        """As it is stored."""
+        return json.dumps(asdict(self), separators=(',', ':'))
+
+    @classmethod
+    def from_json(cls, stored: bytes) -> StreamRecord:
+        """From what is stored. Raises IntegrityError."""
+        try:
+            told = json.loads(stored)
+            return cls(**{**told, 'claim': Claim(**told['claim'])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise IntegrityError(f'what is stored of a stream does not parse: {stored[:120]!r}') from error
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of one transaction that were written together."""
+
+    tx_id: int
+    first_row: int
+    rows: int
+
+    @property
+    def member(self) -> str:
+        """Its name: members sort as their ids do."""
+        return f'{self.tx_id:019d}:{self.first_row:010d}:{self.rows:08d}'
+
+    @classmethod
+    def of(cls, member: bytes) -> Piece:
+        """From its name."""
+        tx_id, first_row, rows = map(int, member.split(b':'))
+        return cls(tx_id, first_row, rows)
+
+
+class Store:
+    """Names, records and reads. What is written, `redis_unit.py` writes."""
+
+    def __init__(self, server: Server, ttl: int | None = None) -> None:
+        self.server = server
+        self.ttl = ttl
+        self._idle: list[Wire] = []
+
+    # Names
+
+    def tag(self, table: str) -> str:
+        """What every key of a table begins with: nothing, except on a cluster."""
+        return '{' + quote(table, safe=' :/') + '}' if self.server.place.cluster else ''
+
+    def own(self, kind: str, table: str, *rest: str) -> str:
+        """The name of one of our own keys."""
+        names = (quote(name, safe='', errors='surrogatepass') for name in (table, *rest))
+        return ':'.join((f'{self.tag(table)}_amp', kind, *names))
+
+    def before(self, table: str, tx_id: int, key: bytes) -> bytes:
+        """The key of a row that was replaced."""
+        return self.own('before', table, str(tx_id)).encode() + b':' + key
+
+    # Connections
+
+    @contextmanager
+    def wire(self, table: str) -> Iterator[Wire]:
+        """A connection to where a table lives, kept for the next one when all went well."""
+        wire = self._idle.pop() if self._idle and not self.server.place.cluster else self.server.wire(self.tag(table))
+        try:
+            yield wire
+        except BaseException:
+            wire.close()
+            raise
+        if self.server.place.cluster:
+            wire.close()
+        else:
+            self._idle.append(wire)
+
+    def close(self) -> None:
+        """Hang up."""
+        while self._idle:
+            self._idle.pop().close()
+        self.server.close()
+
+    def read(self, *arguments: Any) -> Any:
+        """One command that reads, or changes one thing by itself."""
+        with explained(self.server.place):
+            return self.server.client.execute_command(*arguments)
+
+    # Records
+
+    def table(self, name: str) -> TableRecord | None:
+        """The record of a table; None when it is not there."""
+        stored = self.read('GET', self.own('table', name))
+        return None if stored is None else TableRecord.from_json(stored)
+
+    def existing(self, name: str) -> TableRecord:
+        """Raises LoadError when it is not there."""
+        record = self.table(name)
+        if record is None:
+            raise LoadError(f'the table {name!r} does not exist', table=name)
+        return record
+
+    def stream(self, key: StreamKey) -> StreamRecord | None:
+        """The record of a stream; None when it is new."""
+        stored = self.read('GET', self.own('stream', key.table, key.name))
+        return None if stored is None else StreamRecord.from_json(stored)
+
+    def numbers(self) -> dict[StreamKey, int]:
+        """Every stream and its number."""
+        with explained(self.server.place):
+            stored = self.server.client.hgetall('_amp:numbers')
+        return {StreamKey(*json.loads(key)): int(number) for key, number in stored.items()}
+
+    def number(self, key: StreamKey) -> int:
+        """The number of a stream, given now if it has none."""
+        packed = json.dumps(key)
+        known = self.read('HGET', '_amp:numbers', packed)
+        if known is None:
+            # A number that somebody else was quicker to give is never used: there are enough.
+            self.read('HSETNX', '_amp:numbers', packed, self.read('INCR', '_amp:last_number'))
+            known = self.read('HGET', '_amp:numbers', packed)
+        return int(known)
+
+    def streams(self) -> list[StreamInfo]:
+        """Every stream, by number."""
+        found = []
+        for key in sorted(self.numbers(), key=lambda key: key.name):
+            record = self.stream(key)
+            if record is not None:
+                found.append((record.number, StreamInfo(key, record.state(), record.claim, record.committed_at)))
+        return [info for _, info in sorted(found, key=lambda pair: pair[0])]
+
+    def hidden(self, table: str) -> list[IdRun]:
+        """Ids of a table that no reader may see."""
+        runs = [IdRun(load, load) for load in self.loading(table)]
+        for key in self.numbers():
+            record = self.stream(key) if key.table == table else None
+            runs += record.hidden if record is not None else []
+        return runs
+
+    # Loads that are no stream
+
+    def next_load(self) -> int:
+        """A fresh id."""
+        return int(self.read('INCR', '_amp:loads'))
+
+    @staticmethod
+    def whose() -> str:
+        """Who a load that is not done belongs to: this process."""
+        return json.dumps({'host': socket.gethostname(), 'process': os.getpid(), 'token': _TOKEN})
+
+    def loading(self, table: str) -> dict[int, bytes]:
+        """The loads into a table that are not done."""
+        with explained(self.server.place):
+            stored = self.server.client.hgetall(self.own('loading', table))
+        return {int(load): whose for load, whose in stored.items()}
+
+    # Pieces
+
+    def pieces(self, table: str, runs: Sequence[IdRun] | None = None, kind: str = 'units') -> Iterator[Piece]:
+        """The pieces of a table, of some ids or of all, by id."""
+        for run in [IdRun(0, (1 << 63) - 1)] if runs is None else runs:
+            low, high = f'[{run.first:019d}', f'({run.last + 1:019d}'
+            while True:
+                args = ('ZRANGEBYLEX', self.own(kind, table), low, high, 'LIMIT', 0, _PAGE)
+                members = self.read(*args)
+                yield from map(Piece.of, members)
+                if len(members) < _PAGE:
+                    break
+                low = f'({members[-1].decode()}'
+
+    def keys_of(self, table: str, piece: Piece) -> Any:
+        """The keys (in a collection: the members) of a piece, as an Arrow column; none when they have expired."""
+        stored = self.read('GET', self.own('keys', table, piece.member))
+        return pa.array([], pa.binary()) if stored is None else unpacked(stored)
+
+
+def is_dead(whose: bytes) -> bool:
+    """True when a load belongs to a process of this machine that is gone."""
+    told = json.loads(whose)
+    if told['host'] != socket.gethostname() or told['token'] == _TOKEN:
+        return False
+    if told['process'] == os.getpid():
+        return True
+    try:
+        os.kill(told['process'], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

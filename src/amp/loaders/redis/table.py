@@ -1,0 +1,332 @@
+"""The rows of one Redis table: as commands that write them, and read back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.errors import LoadError, SchemaError
+from amp.loaders.redis.connect import Wire
+from amp.loaders.redis.reader import Reader
+from amp.loaders.redis.resp import (
+    Commands,
+    Literal,
+    column_bytes,
+    joined,
+    packed,
+    row_commands,
+    unpacked,
+    variadic,
+)
+from amp.loaders.redis.rows import fields_of, json_rows
+from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord, covers
+from amp.loaders.row_keys import KeySpec, Numbering
+from amp.loaders.stamps import TX_ID
+from amp.streaming.ledger import IdRun
+
+__all__ = ['Table']
+
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+Column: TypeAlias = Any
+"""An Arrow array."""
+
+_PAGE = 2048
+_EXACT = 1 << 53
+_ID_IN_JSON = re.compile(rb'"_amp_tx_id":(\d+)')
+_SCORES = ('block_num', '_block_num', 'block_number')
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of which the record is known. `score` names the column that orders a sorted set."""
+
+    store: Store
+    name: str
+    record: TableRecord
+    score: str | None = None
+
+    @property
+    def is_collection(self) -> bool:
+        """True when all rows lie under one key."""
+        return self.record.structure in COLLECTIONS
+
+    @property
+    def collection(self) -> bytes:
+        """That key."""
+        literal = ''.join(text for kind, text in self.spec.parts if kind == 'text')
+        return (self.store.tag(self.name) + literal).encode()
+
+    @property
+    def spec(self) -> KeySpec:
+        """What keys are made of."""
+        if self.record.key is None:
+            raise LoadError(f'the table {self.name!r} has no rows yet', table=self.name)
+        return self.record.key
+
+    # Writing
+
+    def names(self, batch: pa.RecordBatch, numbering: Numbering) -> Column:
+        """The key of each row. Raises SchemaError for a null in a key column."""
+        keys = self.spec.encode(batch, numbering)
+        tag = self.store.tag(self.name)
+        return joined(tag.encode(), keys) if tag else keys
+
+    def write(
+        self, batch: pa.RecordBatch, numbering: Numbering, *, seq: int = 0, indexed: bool = True, only_new: bool = False
+    ) -> Commands:
+        """The commands that write rows; `indexed`: and, before them, how to find them again."""
+        commands = Commands()
+        piece = Piece(numbering.tx_id, numbering.first_row, batch.num_rows)
+        names, rows = self._rows(batch, numbering, seq, only_new=only_new)
+        if indexed:
+            self._index(commands, piece, names)
+        commands.extend(rows)
+        return commands
+
+    def _rows(
+        self, batch: pa.RecordBatch, numbering: Numbering, seq: int, *, only_new: bool
+    ) -> tuple[Column, Commands]:
+        """What finds the rows, and the commands that write them."""
+        ttl = self.store.ttl
+        match self.record.structure:
+            case 'hash':
+                names = self.names(batch, numbering)
+                commands = _each(row_commands('HSET', names, (), self._fields(batch, numbering.tx_id)))
+                if ttl is not None:
+                    commands.extend(_each(row_commands('EXPIRE', names, (), [], (ttl,))))
+                return names, commands
+            case 'string':
+                names = self.names(batch, numbering)
+                after: list[Literal] = ['NX'] if only_new else []
+                after += [] if ttl is None else ['EX', ttl]
+                return names, _each(row_commands('SET', names, (), [(b'', json_rows(batch, numbering.tx_id))], after))
+            case 'json':
+                names = self.names(batch, numbering)
+                rows = json_rows(batch, numbering.tx_id)
+                commands = _each(row_commands('JSON.SET', names, ('$',), [(b'', rows)]))
+                if ttl is not None:
+                    commands.extend(_each(row_commands('EXPIRE', names, (), [], (ttl,))))
+                return names, commands
+            case 'stream':
+                names = _ids(seq, batch.num_rows)
+                keys = pa.repeat(pa.scalar(self.collection, pa.binary()), batch.num_rows)
+                fields = [(b'', names), *self._fields(batch, numbering.tx_id)]
+                commands = _each(row_commands('XADD', keys, (), fields), lines=2)
+            case _:
+                names = json_rows(batch, numbering.tx_id, _numbers(batch.num_rows, numbering))
+                commands = Commands()
+                commands.add(self._into_collection(batch, names, numbering))
+        if ttl is not None:
+            commands.call('EXPIRE', self.collection, ttl)
+        return names, commands
+
+    def _into_collection(self, batch: pa.RecordBatch, members: Column, numbering: Numbering) -> bytes:
+        if self.record.structure != 'sorted_set':
+            return variadic(({'list': 'RPUSH', 'set': 'SADD'}[self.record.structure], self.collection), members)
+        return variadic(('ZADD', self.collection), self._scores(batch, numbering), members)
+
+    def _fields(self, batch: pa.RecordBatch, tx_id: int) -> list[tuple[bytes, Column]]:
+        own = pa.repeat(pa.scalar(str(tx_id).encode(), pa.binary()), batch.num_rows)
+        return [*fields_of(batch), (TX_ID.encode(), own)]
+
+    def _scores(self, batch: pa.RecordBatch, numbering: Numbering) -> Column:
+        name = self.score or next((n for n in _SCORES if n in batch.schema.names), None)
+        if name is None:
+            counted: Any = np.arange(numbering.first_row, numbering.first_row + batch.num_rows)
+            return pa.array(counted).cast(pa.string()).cast(pa.binary())
+        if name not in batch.schema.names:
+            raise SchemaError(f'the score column {name!r} is not in the rows', column=name)
+        column: Any = batch.column(name)
+        number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+        bounds = pc.min_max(column) if number else None
+        if (
+            bounds is None
+            or column.null_count
+            or max(map(abs, (bounds['max'].as_py(), bounds['min'].as_py()))) > _EXACT
+        ):
+            raise SchemaError(
+                f'the score column {name!r} must hold numbers up to 2^53 and no nulls: a score is a double', column=name
+            )
+        return column.cast(pa.string()).cast(pa.binary())
+
+    def _index(self, commands: Commands, piece: Piece, names: Column) -> None:
+        own = self.store.own
+        commands.call('ZADD', own('units', self.name), 0, piece.member)
+        after = () if self.store.ttl is None else ('EX', self.store.ttl)
+        commands.call('SET', own('keys', self.name, piece.member), packed(names), *after)
+
+    # Replacing
+
+    def keep_replaced(self, names: Column, ids: Sequence[int | None], piece: Piece) -> Commands:
+        """Copy rows aside before rows of a stream replace them; `ids` are those of the rows that are there now."""
+        commands = Commands()
+        older = [name for name, found in zip(_list(names), ids, strict=True) if found not in {None, piece.tx_id}]
+        for name in older:
+            commands.call('COPY', name, self.store.before(self.name, piece.tx_id, name))
+        if older:
+            own = self.store.own
+            commands.call('ZADD', own('undo', self.name), 0, piece.member)
+            commands.call('SET', own('replaced', self.name, piece.member), packed(pa.array(older, pa.binary())))
+        return commands
+
+    def ids_of(self, wire: Wire, names: Sequence[bytes]) -> list[int | None]:
+        """The ids of the rows that lie under some keys now; None where there is none."""
+        if not names:
+            return []
+        asks = Commands()
+        for name in names:
+            asks.call(*self._ask_id(name))
+        return [self._id_in(answer) for answer in wire.calls(asks)]
+
+    def _ask_id(self, name: bytes) -> tuple[Literal, ...]:
+        structure = self.record.structure
+        if structure == 'hash':
+            return ('HGET', name, TX_ID)
+        return ('GET', name) if structure == 'string' else ('JSON.GET', name)
+
+    def _id_in(self, answer: bytes | None) -> int | None:
+        if answer is None:
+            return None
+        if self.record.structure == 'hash':
+            return int(answer)
+        found = _ID_IN_JSON.findall(answer)
+        return int(found[-1]) if found else 0
+
+    # Taking back
+
+    def undo(self, wire: Wire, runs: Sequence[IdRun]) -> tuple[Commands, int]:
+        """The commands that take rows with these ids away, and bring back what they replaced; how many rows."""
+        commands, rows = Commands(), 0
+        for piece in list(self.store.pieces(self.name, runs)):
+            names = self.store.keys_of(self.name, piece)
+            if self.is_collection:
+                self._remove_members(commands, names)
+                rows += len(names)
+            elif self.spec.is_numbered:
+                _unlink(commands, names)
+                rows += len(names)
+            else:
+                rows += self._take_back(wire, commands, _list(names), piece, runs)
+            self._forget(commands, piece)
+        return commands, rows
+
+    def clear(self) -> tuple[Commands, int]:
+        """The commands that empty the table; how many rows it had."""
+        commands, rows = Commands(), 0
+        if self.record.key is None:
+            return commands, rows
+        if self.is_collection:
+            rows = Reader(self).count([])
+            commands.call('UNLINK', self.collection)
+        for piece in self.store.pieces(self.name):
+            if not self.is_collection:
+                names = self.store.keys_of(self.name, piece)
+                rows += len(names)
+                _unlink(commands, names)
+            self._forget(commands, piece)
+        return commands, rows
+
+    def settle(self, run: IdRun) -> Commands:
+        """The commands that forget how to undo these ids: they are final."""
+        commands = Commands()
+        if self.is_collection:
+            for piece in self.store.pieces(self.name, [run]):
+                self._forget(commands, piece)
+            return commands
+        for piece in self.store.pieces(self.name, [run], kind='undo'):
+            self._forget_replaced(commands, piece)
+        return commands
+
+    def _remove_members(self, commands: Commands, members: Column) -> None:
+        if not len(members):
+            return
+        name = {'set': 'SREM', 'sorted_set': 'ZREM', 'stream': 'XDEL'}.get(self.record.structure)
+        if name is not None:
+            commands.add(variadic((name, self.collection), members))
+            return
+        # From the end, where what is undone lies.
+        removals = row_commands('LREM', pa.repeat(pa.scalar(self.collection), len(members)), ('-1',), [(b'', members)])
+        commands.extend(_each(removals))
+
+    def _take_back(
+        self, wire: Wire, commands: Commands, names: list[bytes], piece: Piece, runs: Sequence[IdRun]
+    ) -> int:
+        """Bring keys back to their newest version that stays; how many had one to undo."""
+        if not names:
+            return 0
+        wire.call('WATCH', *names)
+        rows = 0
+        for name, found in zip(names, self.ids_of(wire, names), strict=True):
+            place: bytes = name
+            at: int | None = found
+            while at is not None and not covers(runs, at):
+                place = self.store.before(self.name, at, name)
+                [at] = self.ids_of(wire, [place])
+            if at != piece.tx_id:
+                # Gone, somebody else's, or the business of a newer piece of this undo.
+                continue
+            rows += 1
+            older: bytes = place
+            kept: int | None = at
+            while kept is not None and covers(runs, kept):
+                older = self.store.before(self.name, kept, name)
+                [kept] = self.ids_of(wire, [older])
+            if kept is None:
+                commands.call('UNLINK', place)
+            else:
+                commands.call('COPY', older, place, 'REPLACE')
+        return rows
+
+    def _forget(self, commands: Commands, piece: Piece) -> None:
+        own = self.store.own
+        commands.call('ZREM', own('units', self.name), piece.member)
+        commands.call('UNLINK', own('keys', self.name, piece.member))
+        if self.record.is_upserted:
+            self._forget_replaced(commands, piece)
+
+    def _forget_replaced(self, commands: Commands, piece: Piece) -> None:
+        own = self.store.own
+        stored = self.store.read('GET', own('replaced', self.name, piece.member))
+        if stored is None:
+            return
+        for name in _list(unpacked(stored)):
+            commands.call('UNLINK', self.store.before(self.name, piece.tx_id, name))
+        commands.call('UNLINK', own('replaced', self.name, piece.member))
+        commands.call('ZREM', own('undo', self.name), piece.member)
+
+
+def _each(column: Column, lines: int = 1) -> Commands:
+    commands = Commands()
+    commands.add(column_bytes(column), len(column), lines)
+    return commands
+
+
+def _unlink(commands: Commands, names: Column) -> None:
+    if len(names):
+        commands.add(variadic(('UNLINK',), names))
+
+
+def _ids(seq: int, rows: int) -> Column:
+    """The ids of the entries of a Redis stream: a number of the piece, and of the row in it."""
+    counted: Any = np.arange(rows)
+    return joined(f'{seq}-'.encode(), pa.array(counted).cast(pa.string()).cast(pa.binary()))
+
+
+def _numbers(rows: int, numbering: Numbering) -> Column:
+    counted: Any = np.arange(numbering.first_row, numbering.first_row + rows)
+    return joined(f'{numbering.tx_id}:'.encode(), pa.array(counted).cast(pa.string()).cast(pa.binary())).cast(
+        pa.string()
+    )
+
+
+def _list(names: Column) -> list[bytes]:
+    found: list[bytes] = names.to_numpy(zero_copy_only=False).tolist()
+    return found

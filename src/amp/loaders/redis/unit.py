@@ -1,0 +1,380 @@
+"""Writing into a Redis table: one transaction for what is small, and for more of it an intent, rows, and a last one.
+
+A transaction watches the record of its stream, so an older writer, and whoever else is quicker, makes it do nothing.
+Rows of a large unit go outside of one, hidden by the intent. They flow over a connection whose number stands in the
+intent: whoever takes the stream cuts that connection before taking the rows away, so none can arrive afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+
+from amp.errors import AmpError, LoadError
+from amp.loaders.points import reached
+from amp.loaders.redis.connect import Bulk, Wire
+from amp.loaders.redis.layout import Layout, aligned
+from amp.loaders.redis.resp import Commands, variadic
+from amp.loaders.redis.store import COLLECTIONS, Piece, Store, StreamRecord, TableRecord
+from amp.loaders.redis.streams import MOST_TRIES, busy, cut, own_stream, sweep, sweep_load
+from amp.loaders.redis.table import Table
+from amp.loaders.row_keys import Numbering
+from amp.loaders.stamps import TX_ID
+from amp.loaders.types import LoadMode
+from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+
+__all__ = ['StreamTarget', 'Write']
+
+# The stubs of these functions know arrays of one type only.
+pc: Any = pyarrow.compute
+
+_SMALL = 16 << 20
+# An overwrite stays one transaction for longer: splitting it shows an empty table meanwhile.
+_SMALL_OVERWRITE = 256 << 20
+
+
+@dataclass(frozen=True)
+class StreamTarget:
+    """The stream that a write belongs to: what is committed before it, and what it takes back."""
+
+    key: StreamKey
+    state: StreamState
+    undo: Undo | None = None
+
+
+class Write:
+    """One unit on its way into a table: `add` batches, then `commit` or `cancel`."""
+
+    def __init__(
+        self,
+        store: Store,
+        table: str,
+        layout: Layout,
+        mode: LoadMode,
+        key_columns: Sequence[str],
+        stream: StreamTarget | None = None,
+        *,
+        clear: bool = False,
+    ) -> None:
+        self._store, self._name, self._layout, self._mode = store, table, layout, mode
+        self._keys = tuple(key_columns)
+        self._stream = stream
+        self._clear = clear
+        self._undone = stream is None or stream.undo is None
+        self._pending: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._next_rows: dict[int, int] = {}
+        self._bulk: Bulk | None = None
+        self._table: Table | None = None
+        self._first_id: int | None = None
+        self._tried = self._is_split = False
+        self.rows_undone = 0
+
+    def add(self, batch: pa.RecordBatch) -> int:
+        """Take rows; the number taken."""
+        rows = self._layout.rows_at_once
+        for at in range(0, batch.num_rows, rows):
+            self._pending.append(batch.slice(at, rows))
+        self._bytes += batch.nbytes
+        if self._bulk is not None:
+            self._send(self._bulk)
+        elif self._bytes > (_SMALL_OVERWRITE if self._clear else _SMALL) and self._mode is LoadMode.APPEND:
+            self._write_hidden()
+        return batch.num_rows
+
+    def commit(self, state: StreamState | None = None) -> None:
+        """Make all of it visible at once, with the state of the stream. Raises StaleEpochError."""
+        if self._bulk is not None:
+            self._finish_bulk(self._bulk)
+        self._transact(state, last=True)
+        reached('commit.after')
+
+    def cancel(self) -> None:
+        """Take away what was written already. What cannot be taken away now stays hidden, or goes with the next open."""
+        self._pending = []
+        if self._bulk is not None:
+            with suppress(AmpError):
+                cut(self._store, self._name, [self._bulk.client_id])
+            self._bulk.close()
+        if self._first_id is None or not self._tried:
+            return
+        with suppress(AmpError):
+            if self._stream is not None:
+                if self._is_split:
+                    sweep(self._store, self._name, self._layout, self._stream.key, self._stream.state.epoch)
+            else:
+                sweep_load(self._store, self._name, self._layout, self._first_id)
+
+    # One transaction
+
+    def _transact(self, state: StreamState | None, *, last: bool) -> None:
+        """Write what is pending; again, when somebody else was quicker."""
+        self._take_id()
+        for _ in range(MOST_TRIES):
+            with self._store.wire(self._name) as wire:
+                commands, done = self._build(wire, state, last=last)
+                reached('commit.before')
+                self._tried = True
+                if wire.transact(commands):
+                    done()
+                    return
+        raise busy(f'others write to {self._name!r}')
+
+    def _build(self, wire: Wire, state: StreamState | None, *, last: bool) -> tuple[Commands, Callable[[], None]]:
+        """The commands of a transaction, everything checked; and what to remember once it has happened."""
+        own, commands = self._store.own, Commands()
+        watched = [own('table', self._name)]
+        if self._stream is not None:
+            watched.append(own('stream', *self._stream.key))
+        if self._layout.structure == 'stream':
+            watched.append(own('seq', self._name))
+        wire.call('WATCH', *watched)
+        record = self._store.table(self._name)
+        stream = self._own_stream()
+        undone = 0
+        if record is not None:
+            undone = self._undo(wire, commands, record)
+            if self._pending or self._clear:
+                record = self._decided(commands, record)
+        elif self._pending:
+            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        numbers = dict(self._next_rows)
+        if record is not None and self._pending and self._bulk is None:
+            table = Table(self._store, self._name, record, self._layout.score)
+            self._rows(wire, commands, table, numbers, last=last)
+        reached('commit.before_state')
+        self._save(commands, stream, record, state, last=last)
+
+        def done() -> None:
+            self.rows_undone += undone
+            self._undone, self._clear = True, False
+            if self._bulk is None:
+                self._next_rows, self._pending, self._bytes = numbers, [], 0
+
+        return commands, done
+
+    def _undo(self, wire: Wire, commands: Commands, record: TableRecord) -> int:
+        undo = self._stream.undo if self._stream is not None else None
+        table, rows = Table(self._store, self._name, record, self._layout.score), 0
+        if self._clear:
+            commands.extend(table.clear()[0])
+        if undo is None or self._undone:
+            return 0
+        reached('undo.before')
+        taken, rows = table.clear() if undo.whole_table else table.undo(wire, undo.runs)
+        commands.extend(taken)
+        reached('undo.after')
+        return rows
+
+    def _decided(self, commands: Commands, record: TableRecord) -> TableRecord:
+        base = TableRecord(record.schema, self._layout.structure) if self._clear else record
+        decided = self._layout.decide(base, self._name, self._mode, self._keys)
+        if decided != record:
+            commands.call('SET', self._store.own('table', self._name), decided.to_json())
+        return decided
+
+    def _rows(self, wire: Wire, commands: Commands, table: Table, numbers: dict[int, int], *, last: bool) -> None:
+        """Rows of the pending batches, with whatever has to be looked up before."""
+        own, seq = self._store.own, 0
+        if self._layout.structure == 'stream':
+            seq = int(self._store.read('GET', own('seq', self._name)) or 0)
+        upserts = self._mode is not LoadMode.APPEND
+        batches = list(self._numbered(self._pending, numbers))
+        if upserts:
+            batches = _last_of_equals(table, batches)
+        elif not table.is_collection and not table.spec.is_numbered:
+            self._refuse_duplicates(wire, table, batches)
+        for batch, numbering in batches:
+            rows = aligned(batch, table.record)
+            if upserts:
+                self._replace(wire, commands, table, rows, numbering)
+            seq += 1
+            # What is never taken back needs no list in a collection: it is its own.
+            indexed = not table.is_collection or self._stream is not None or self._is_split or not last
+            commands.extend(table.write(rows, numbering, seq=seq, indexed=indexed))
+        if self._layout.structure == 'stream':
+            commands.call('SET', own('seq', self._name), seq)
+
+    def _refuse_duplicates(self, wire: Wire, table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]) -> None:
+        columns = [table.names(aligned(batch, table.record), numbering) for batch, numbering in batches]
+        names: Any = pa.chunked_array(columns, pa.binary()).combine_chunks() if columns else pa.array([], pa.binary())
+        if not len(names):
+            return
+        watch, ask = Commands(), Commands()
+        watch.add(variadic(('WATCH',), names))
+        ask.add(variadic(('EXISTS',), names))
+        wire.calls(watch)
+        [there] = wire.calls(ask)
+        if there:
+            found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist())
+            example = next((name.as_py() for name, at in zip(names, found, strict=True) if at is not None), b'')
+            raise _duplicates(table, int(there), f'that is already there, for example {example!r}')
+        twice = len(names) - pc.count_distinct(names).as_py()
+        if twice:
+            counted = pc.value_counts(names)
+            example = counted.field('values').filter(pc.greater(counted.field('counts'), 1))[0].as_py()
+            raise _duplicates(table, twice, f'of another row of the same load, for example {example!r}')
+
+    def _replace(
+        self, wire: Wire, commands: Commands, table: Table, rows: pa.RecordBatch, numbering: Numbering
+    ) -> None:
+        """Make room for rows: what they replace is kept aside for a stream, and its fields do not shine through."""
+        names = table.names(rows, numbering)
+        listed = names.to_numpy(zero_copy_only=False).tolist()
+        wire.call('WATCH', *listed)
+        found = table.ids_of(wire, listed)
+        self._refuse_strangers(table, {at for at in found if at is not None})
+        if self._stream is not None:
+            commands.extend(
+                table.keep_replaced(names, found, Piece(numbering.tx_id, numbering.first_row, rows.num_rows))
+            )
+        commands.add(variadic(('UNLINK',), names))
+
+    def _refuse_strangers(self, table: Table, ids: Iterable[int]) -> None:
+        for tx_id in ids:
+            if next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is None:
+                raise LoadError(
+                    f'a key of the rows of {self._name!r} belongs to another table, so it is not replaced',
+                    hint='use another key_pattern',
+                    table=self._name,
+                )
+        del table
+
+    def _save(
+        self,
+        commands: Commands,
+        stream: StreamRecord | None,
+        record: TableRecord | None,
+        state: StreamState | None,
+        *,
+        last: bool,
+    ) -> None:
+        """The stream's record, or the mark of a load; and what can no longer be undone is forgotten."""
+        own, final = self._store.own, None
+        if stream is not None and self._stream is not None:
+            if last and state is not None:
+                saved = stream.done(state)
+                final = IdRun(state.interval.first, state.window_first_id() - 1)
+            else:
+                undo = self._stream.undo
+                kept = self._stream.state if undo is None else undo.state
+                saved = replace(stream, document=kept.to_json(), intent=self._first_id)
+                if self._bulk is not None:
+                    saved = replace(saved, clients=[self._bulk.client_id], run_id=self._store.server.run_id())
+            commands.call('SET', own('stream', *self._stream.key), saved.to_json())
+        elif not last:
+            commands.call('HSET', own('loading', self._name), self._first_id or 0, self._store.whose())
+        elif self._is_split:
+            commands.call('HDEL', own('loading', self._name), self._first_id or 0)
+            final = IdRun(self._first_id or 0, self._first_id or 0)
+        settles = record is not None and (record.structure in COLLECTIONS or record.is_upserted)
+        if last and settles and final is not None and record is not None and final.first <= final.last:
+            commands.extend(Table(self._store, self._name, record).settle(final))
+        if not commands.count:
+            commands.call('EXISTS', own('table', self._name))
+
+    # Rows that are hidden until the last transaction
+
+    def _write_hidden(self) -> None:
+        """Write what is pending, once it is durable that it is to be hidden."""
+        self._is_split = True
+        if not self._needs_no_checks():
+            self._transact(None, last=False)
+            reached('chunk.committed')
+            return
+        self._take_id()
+        self._bulk = Bulk(self._store.server.wire(self._store.tag(self._name)))
+        self._transact(None, last=False)
+        reached('intent.written')
+        self._table = Table(self._store, self._name, self._store.existing(self._name), self._layout.score)
+        self._send(self._bulk)
+
+    def _send(self, bulk: Bulk) -> None:
+        """Rows on their way; their answers come when they come."""
+        table = self._table
+        if table is None:
+            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        only_new = not table.is_collection and not table.spec.is_numbered
+        for batch, numbering in self._numbered(self._pending, self._next_rows):
+            bulk.send(table.write(aligned(batch, table.record), numbering, only_new=only_new))
+            reached('bulk.sent')
+        self._pending, self._bytes = [], 0
+
+    def _needs_no_checks(self) -> bool:
+        """True when rows cannot meet others: numbered, in a collection without order, or set only where nothing is."""
+        record = self._store.existing(self._name)
+        decided = self._layout.decide(record, self._name, self._mode, self._keys) if not self._clear else record
+        structure = self._layout.structure
+        numbered = decided.key is None or decided.key.is_numbered
+        return structure in {'string', 'set', 'sorted_set', 'list'} or (structure in {'hash', 'json'} and numbered)
+
+    def _finish_bulk(self, bulk: Bulk) -> None:
+        bulk.finish()
+        bulk.close()
+        if bulk.nulls:
+            table = Table(self._store, self._name, self._store.existing(self._name))
+            raise _duplicates(table, bulk.nulls, 'that is already there')
+
+    def _numbered(
+        self, batches: Sequence[pa.RecordBatch], numbers: dict[int, int]
+    ) -> Iterable[tuple[pa.RecordBatch, Numbering]]:
+        for batch in batches:
+            tx_id = self._first_id or 0 if self._stream is None else batch.column(TX_ID)[0].as_py()
+            numbering = Numbering(tx_id, numbers.get(tx_id, 0))
+            numbers[tx_id] = numbering.first_row + batch.num_rows
+            yield batch, numbering
+
+    def _take_id(self) -> None:
+        if self._first_id is not None:
+            return
+        if self._stream is None:
+            self._first_id = self._store.next_load()
+        elif self._pending:
+            self._first_id = self._pending[0].column(TX_ID)[0].as_py()
+
+    def _own_stream(self) -> StreamRecord | None:
+        if self._stream is None:
+            return None
+        return own_stream(self._store, self._stream.key, self._stream.state.epoch)
+
+
+def _last_of_equals(
+    table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]
+) -> list[tuple[pa.RecordBatch, Numbering]]:
+    """Of rows with one key the last, in all batches of a transaction: it sees itself as it was before."""
+    if not batches:
+        return []
+    whole: Any = pa.Table.from_batches([batch for batch, _ in batches]).combine_chunks()
+    [batch] = whole.to_batches() or [batches[0][0]]
+    numbering = batches[0][1]
+    names = table.names(aligned(batch, table.record), numbering)
+    codes = names.dictionary_encode().indices.to_numpy()
+    last: Any = np.zeros(codes.max(initial=-1) + 1, np.int64)
+    last[codes] = np.arange(len(codes))
+    kept: Any = np.sort(last)
+    rows = batch.take(pa.array(kept))
+    if TX_ID not in rows.schema.names:
+        return [(rows, numbering)]
+    ids = rows.column(TX_ID).to_numpy()
+    firsts: dict[int, int] = {}
+    for _, each in batches:
+        firsts.setdefault(each.tx_id, each.first_row)
+    return [
+        (rows.filter(pa.array(ids == tx_id)), Numbering(tx_id, first))
+        for tx_id, first in firsts.items()
+        if (ids == tx_id).any()
+    ]
+
+
+def _duplicates(table: Table, count: int, where: str) -> LoadError:
+    return LoadError(
+        f'{count} rows of {table.name!r} have a key ({", ".join(table.spec.columns)}) {where}',
+        hint="nothing of the unit was kept; mode='upsert' replaces rows by key",
+        table=table.name,
+    )
