@@ -227,7 +227,9 @@ class _Work:
         todo = RangeQueue(plan.ranges, self._config.partition_size)
         if self._config.executor is not None:
             connection = self._client.connection_settings(self._connection, self._loader_config)
-            task = RemoteTask(self._client.settings(), *connection, self.spec)
+            # An event does not travel; whoever closes the iterator stops the tasks.
+            spec = replace(self.spec, settings=replace(self.spec.settings, stop=None))
+            task = RemoteTask(self._client.settings(), *connection, spec)
             yield from run_remotely(self._config.executor, task, self._config, todo, self._progress)
             return
         results: queue.SimpleQueue[LoadResult | BaseException | None] = queue.SimpleQueue()

@@ -73,11 +73,12 @@ def backfill(
     from amp.backfill.plan import newest_block
     from amp.client import Client
     from amp.errors import redact
+    from amp.loaders.settings import StreamSettings
     from amp.streaming.parallel import ParallelConfig
 
-    with interruptible(), contextlib.ExitStack() as stack:
+    with interruptible() as stop, contextlib.ExitStack() as stack:
         client = stack.enter_context(Client(url, auth_token=token))
-        options |= add_labels(client, labels)
+        options |= {'settings': StreamSettings(stop=stop), **add_labels(client, labels)}
         config = ParallelConfig(
             workers,
             _table_name(text),

@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -124,11 +126,26 @@ def _drop_stdout_if_broken() -> None:
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """SIGTERM acts like Ctrl-C inside the block: KeyboardInterrupt, so that every `finally` runs. Restored after."""
-    before = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interruptible() -> Iterator[threading.Event]:
+    """SIGTERM acts like Ctrl-C inside the block: KeyboardInterrupt, so that every `finally` runs. Restored after.
+
+    The event is set as well: Python drops an exception that is raised while a finaliser happens to run, and a stream
+    that was given the event ends all the same.
+    """
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        signal.default_int_handler(number, frame)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, interrupt)
+    if before[signal.SIGINT] is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if stop.is_set():
+        raise KeyboardInterrupt

@@ -120,7 +120,7 @@ def _load(
     from amp.errors import redact
 
     with (
-        interruptible(),
+        interruptible() as stop,
         Client(url, auth_token=token) as client,
         Reporter(f'{table} → {redact(to)}', as_json=as_json) as reporter,
     ):
@@ -130,7 +130,7 @@ def _load(
         if not streaming:
             reporter.add(asked.load(to, table, mode=mode, **options))
             return
-        results = asked.load(to, table, mode=mode, stream=True, resume=resume, **options)
+        results = asked.load(to, table, mode=mode, stream=True, resume=resume, stop=stop, **options)
         with contextlib.closing(results):
             for result in results:
                 reporter.add(result)

@@ -19,6 +19,8 @@ import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any, cast
 
 from amp.errors import AmpError
@@ -100,7 +102,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run one job; the exit code is that of the error, 130 when interrupted."""
     sys.meta_path.insert(0, _NoPandas())
     # A shell starts background jobs with SIGINT ignored, which is inherited: the parent's interrupt would be lost.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, partial(_interrupt, stop))
     name, *modules = arguments
     for module in modules:
         importlib.import_module(module)
@@ -114,16 +117,22 @@ def main(arguments: Sequence[str]) -> int:
     threading.Thread(target=orders.listen, name='orders', daemon=True).start()
     _tell(event='ready')
     try:
-        _stream(wanted(job['config']), job)
+        _stream(wanted(job['config']), job, stop)
     except KeyboardInterrupt:
         return 130
     except AmpError as error:
         _tell(event='error', type=type(error).__name__, text=str(error), exit_code=error.exit_code)
         return error.exit_code
-    return 0
+    return 130 if stop.is_set() else 0
 
 
-def _stream(loader: DataLoader[Any], job: Mapping[str, Any]) -> None:
+def _interrupt(stop: threading.Event, number: int, frame: FrameType | None) -> None:
+    # Python drops an exception that is raised while a finaliser runs; the event is seen all the same.
+    stop.set()
+    signal.default_int_handler(number, frame)
+
+
+def _stream(loader: DataLoader[Any], job: Mapping[str, Any], stop: threading.Event) -> None:
     options = dict(job.get('options') or {})
     max_bytes = int(options.pop('max_bytes', DEFAULT_MAX_BYTES))
     if 'key_columns' in options:
@@ -131,7 +140,8 @@ def _stream(loader: DataLoader[Any], job: Mapping[str, Any]) -> None:
     with FlightTransport(job['source']) as transport:
         query = _Query(transport, job['sql'], max_bytes)
         # Closed here and now, so that an interrupt rolls back before the process says goodbye.
-        with contextlib.closing(stream_query(loader, query, job['table'], name=job['stream'], **options)) as results:  # type: ignore[arg-type]
+        results = stream_query(loader, cast('Any', query), job['table'], name=job['stream'], stop=stop, **options)
+        with contextlib.closing(results):
             for result in results:
                 _tell_result(result)
 
