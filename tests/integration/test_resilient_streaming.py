@@ -74,7 +74,7 @@ def test_under_backlog_microbatches_share_a_commit_and_keep_their_own_ids(tmp_pa
     with LocalAmp.simulate(seed=5, blocks=400, logs_per_block=3, microbatch_max_blocks=2) as amp:
         destination = f'duckdb:///{tmp_path}/chain.db'
         results = until_head(amp, destination)
-        assert len(results) < 60, f'{len(results)} commits for 200 microbatches'
+        assert len(results) < 200, 'every microbatch was a commit of its own'
         with DuckDBLoader({'url': destination}) as loader:
             [(ids,)] = loader.connection.execute('SELECT count(DISTINCT _amp_tx_id) FROM logs').fetchall()
         assert ids == 200
