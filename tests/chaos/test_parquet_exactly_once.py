@@ -40,7 +40,7 @@ class _LosesCommits:
 
     def lose_replies(self) -> None:
         self._lost = self._proxy.cuts + 1
-        self._proxy.lose_reply_to(f'PUT /{BUCKET}/root/trial_1/_delta_log/'.encode())
+        self._proxy.lose_reply_to(f'PUT /{BUCKET}/store/trial_1/_delta_log/'.encode())
 
     def heal(self) -> None:
         assert self._proxy.cuts == self._lost, 'no answer was lost'
@@ -54,7 +54,7 @@ def test_a_lost_answer_of_an_object_store():
     with s3_options() as options:
         server = urlsplit(options['AWS_ENDPOINT_URL'])
         config = {
-            'root': f's3://{BUCKET}/root',
+            'root': f's3://{BUCKET}/store',
             's3_endpoint': options['AWS_ENDPOINT_URL'],
             's3_access_key': options['AWS_ACCESS_KEY_ID'],
             's3_secret_key': options['AWS_SECRET_ACCESS_KEY'],

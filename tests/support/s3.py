@@ -15,7 +15,7 @@ _LOGGERS = ('werkzeug', 'botocore', 'moto')
 
 @contextmanager
 def s3_options() -> Iterator[dict[str, str]]:
-    """The storage options for an empty bucket named `lake`."""
+    """The storage options for a bucket named `lake`; moto keeps one memory a process, so use a root of your own in it."""
     for name in _LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
