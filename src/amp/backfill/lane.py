@@ -95,6 +95,8 @@ class Lane:
         self._claim = Claim.now(spec.query)
         self._destination = loader.streaming_destination()
         self._state: StreamState | None = None
+        # True until the destination has said what became of the last unit: the state that is known may lack it.
+        self._in_doubt = True
         self._counter = 0
         self._final_end = -1
         self._prepared = False
@@ -105,26 +107,25 @@ class Lane:
         after = self._state.epoch if self._state is not None else None
         with self._opening:
             self._state = self._destination.open_stream(self._key, self._claim, after)
+        self._in_doubt = False
         self._counter = 0
         return self._state
 
     def run(self, partition: QueryPartition) -> LoadResult:
         """Land a partition, unless it is there. Raises PartitionError when it failed for good."""
         backoff = ExponentialBackoff(self._spec.retry)
-        in_doubt = False
         while True:
             try:
-                if self._state is None or in_doubt or self._counter > MAX_COUNTER:
+                if self._in_doubt or self._counter > MAX_COUNTER:
                     self.open()
-                    in_doubt = False
                 if self._is_done(partition):
                     return self._result(partition, 0, 0.0, skipped=True)
                 return self._load(partition)
             except Exception as error:
-                in_doubt = in_doubt or not isinstance(error, SourceError)
+                self._in_doubt |= not isinstance(error, SourceError)
                 delay = backoff.next_delay() if self._may_help(error) else None
                 if delay is None:
-                    raise self._failed(partition, error, in_doubt) from error
+                    raise self._failed(partition, error) from error
                 logger.info('%s: trying blocks %s again in %.1f s: %s', self._key.name, _shown(partition), delay, error)
                 emit(Retrying(self._key.name, ErrorClassifier.classify(error).value, backoff.attempt, delay, error))
                 time.sleep(delay)
@@ -172,12 +173,13 @@ class Lane:
         self._loader.attempts.succeeded()
         seconds = time.perf_counter() - started
         blocks = partition.end_block - partition.start_block
+        loaded = rows + more
         emit(
             Committed(
-                self._loader.name, self._key.table, self._key.name, rows + more, nbytes + more_bytes, seconds, blocks
+                self._loader.name, self._key.table, self._spec.stream, loaded, nbytes + more_bytes, seconds, blocks
             )
         )
-        return self._result(partition, rows + more, seconds)
+        return self._result(partition, loaded, seconds)
 
     def _write(self, unit: Unit, responses: Iterator[Any], tx_id: int, done: BlockRange) -> tuple[int, int]:
         rows = nbytes = 0
@@ -203,13 +205,13 @@ class Lane:
                 self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
             self._prepared = True
 
-    def _failed(self, partition: QueryPartition, error: Exception, in_doubt: bool) -> PartitionError:
+    def _failed(self, partition: QueryPartition, error: Exception) -> PartitionError:
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
         self._loader.attempts.failed(error)
         return PartitionError(
             f'blocks {_shown(partition)} of {self._key.table!r} were not loaded: {text}',
             partition=partition,
-            in_doubt=in_doubt,
+            in_doubt=self._in_doubt,
             result=self._result(partition, 0, 0.0, error=text),
             table=self._key.table,
         )
