@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -13,6 +14,8 @@ from multiprocessing import get_context
 import pytest
 
 from amp import Client
+from amp.backfill.lane import LaneSpec
+from amp.backfill.remote import RemoteTask
 from amp.devserver import LocalAmp
 from amp.errors import ConfigError, LoadError, SourceError
 from amp.loaders.registry import create_loader
@@ -266,6 +269,31 @@ def test_processes_into_postgresql(amp, postgresql_test_config, test_schema):
         rows = loader.scan('logs').read_all()
         assert rows.num_rows == len(below(amp, 400))
         assert [f for report in verify(loader, source=client) for f in report.findings] == []
+
+
+@pytest.mark.postgresql
+def test_processes_join_labels(amp, postgresql_test_config, test_schema, tmp_path):
+    config = {**postgresql_test_config, 'schema': test_schema}
+    known = below(amp, 100)[0][3]
+    (tmp_path / 'tokens.csv').write_text(f'address,symbol\n0x{known.hex()},ABC\n')
+    client = Client(amp.url)
+    client.configure_connection('pg', 'postgresql', config)
+    client.add_label('tokens', tmp_path / 'tokens.csv')
+    with ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool:
+        chosen = ParallelConfig(1, 'eth_rpc.logs', max_block=100, partition_size=50, executor=pool)
+        runner = ParallelStreamExecutor(client, chosen, query=SQL, connection='pg', destination='labelled')
+        assert all(result.success for result in runner.load_with_resume_optimization(label_config='tokens'))
+    with create_loader('postgresql', config) as loader:
+        found = loader.scan('labelled').read_all()
+    assert found['symbol'].to_pylist() == ['ABC'] * sum(row[3] == known for row in below(amp, 100))
+
+
+def test_what_goes_to_another_process_shows_no_secret():
+    client = Client('grpc://localhost:1', auth_token='hush-token')
+    spec = LaneSpec('SELECT 1', 't', 't', 'n', 'block_num')
+    task = RemoteTask(client.settings(), 'postgresql', {'password': 'hush-password'}, client.label_manager, spec)
+    assert 'hush' not in repr(task)
+    assert pickle.loads(pickle.dumps(task)).config == {'password': 'hush-password'}
 
 
 @pytest.fixture

@@ -215,10 +215,13 @@ class _Work:
 
     def loader(self) -> Any:
         """A loader of its own for each lane: a connection is never shared between threads."""
-        overrides = dict(self._loader_config or {})
-        if self._config.back_pressure_config is not None:
-            overrides['resilience'] = {'back_pressure': self._config.back_pressure_config}
-        return self._client.make_loader(self._connection, overrides)
+        return self._client.make_loader(self._connection, self._overrides)
+
+    @property
+    def _overrides(self) -> dict[str, Any]:
+        pressure = self._config.back_pressure_config
+        resilience = {} if pressure is None else {'resilience': {'back_pressure': pressure}}
+        return {**(self._loader_config or {}), **resilience}
 
     def run(self, plan: Plan) -> Iterator[LoadResult]:
         """Results as they come; ends when nothing is left."""
@@ -226,10 +229,10 @@ class _Work:
             return
         todo = RangeQueue(plan.ranges, self._config.partition_size)
         if self._config.executor is not None:
-            connection = self._client.connection_settings(self._connection, self._loader_config)
+            connection = self._client.connection_settings(self._connection, self._overrides)
             # An event does not travel; whoever closes the iterator stops the tasks.
             spec = replace(self.spec, settings=replace(self.spec.settings, stop=None))
-            task = RemoteTask(self._client.settings(), *connection, spec)
+            task = RemoteTask(self._client.settings(), *connection, self._client.label_manager, spec)
             yield from run_remotely(self._config.executor, task, self._config, todo, self._progress)
             return
         results: queue.SimpleQueue[LoadResult | BaseException | None] = queue.SimpleQueue()

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from amp.backfill.lane import Lane, LaneSpec, PartitionError
 from amp.backfill.progress import Progress
+from amp.config.label_manager import LabelManager
 from amp.errors import AmpError, redact
 from amp.loaders.types import LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
@@ -29,11 +30,12 @@ _MOST_TRIES = 3
 
 @dataclass(frozen=True)
 class RemoteTask:
-    """What one call of `run_task` does."""
+    """What one call of `run_task` does. Its repr, which a cluster may log, shows neither token nor password."""
 
-    server: Mapping[str, Any]
+    server: Mapping[str, Any] = field(repr=False)
     loader: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any] = field(repr=False)
+    labels: LabelManager = field(repr=False)
     spec: LaneSpec
     lane: int = 0
     partitions: tuple[QueryPartition, ...] = ()
@@ -46,7 +48,7 @@ def run_task(task: RemoteTask) -> list[LoadResult]:
     from amp.loaders.registry import create_loader
 
     results = []
-    with Client(**task.server) as client, create_loader(task.loader, dict(task.config)) as loader:
+    with Client(**task.server) as client, create_loader(task.loader, task.config, task.labels) as loader:
         lane = Lane(client, loader, task.spec, task.lane)
         for partition in task.partitions:
             try:
