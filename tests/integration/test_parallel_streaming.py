@@ -79,6 +79,16 @@ def test_gaps_are_filled_and_nothing_else(amp, destination):
     assert stored(destination) == below(amp, 350)
 
 
+def test_without_a_look_at_gaps_only_what_is_above_is_loaded(amp, destination):
+    list(executor(amp, destination, min_block=100, max_block=200).load_with_resume_optimization())
+    above = list(
+        executor(amp, destination, max_block=250, partition_size=500).load_with_resume_optimization(detect_gaps=False)
+    )
+    assert blocks(above) == [(200, 250)]
+    list(executor(amp, destination, max_block=250).load_with_resume_optimization())
+    assert stored(destination) == below(amp, 250)
+
+
 def test_sizes_are_found_while_it_runs(amp, destination):
     results = list(executor(amp, destination, max_block=400, partition_size=None).load_with_resume_optimization())
     assert sum(r.metadata['blocks'] for r in results) == 400

@@ -80,7 +80,7 @@ class ParallelStreamExecutor:
         detect_gaps: bool = True,
         **options: Any,
     ) -> Generator[LoadResult, None, None]:
-        """Load what is missing, gaps first. `detect_gaps=False` looks no further than the first missing block.
+        """Load what is missing, gaps first. `detect_gaps=False` loads only what is above the newest loaded block.
 
         Raises ConfigError for a query that cannot be split or a destination that is not named, SourceError,
         DestinationError, and LoadError at the end when partitions failed and a stream was to follow.
@@ -139,6 +139,8 @@ class ParallelStreamExecutor:
             yield result
             if failed and config.stop_on_error:
                 raise _gave_up(failed)
+            if settings.stop is not None and settings.stop.is_set():
+                return
         if not follow:
             return
         if failed:

@@ -76,10 +76,12 @@ def make_plan(
     if start > config.min_block:
         notes.append(f'the server begins at block {covered.start:,}, so does the load')
     end = _end(config, covered, live, notes)
-    ranges = missing(history_of(mine), start, end, covered.network)
-    if not detect_gaps and ranges:
-        # The end of what hangs together from the start; later islands are loaded around all the same.
-        notes.append(f'gaps are not looked for: from block {ranges[0].start:,} on')
+    history = history_of(mine)
+    ranges = missing(history, start, end, covered.network)
+    if not detect_gaps and history:
+        newest = max(r.end for r in history)
+        ranges = tuple(r for r in ranges if r.start > newest)
+        notes.append(f'gaps are not looked for: only what is above block {newest:,}')
     done = max(end - start + 1, 0) - sum(r.end - r.start + 1 for r in ranges)
     # With nothing to load before it, the stream begins at the first block that was asked for.
     nothing_below = follow and live is None and end < start and start > covered.start
