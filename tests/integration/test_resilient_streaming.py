@@ -5,11 +5,18 @@ from __future__ import annotations
 import threading
 from contextlib import closing
 
+import pyarrow as pa
 import pytest
 
 from amp.devserver import LocalAmp
 from amp.errors import ConnectError, LoadError, ProtocolError, QueryError
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
+from amp.loaders.settings import StreamSettings
+from amp.loaders.stream import StreamEngine
+from amp.loaders.unit import StreamJob
+from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
+from amp.streaming.iterator import END
+from amp.streaming.ledger import StreamKey
 from tests.support.following import SQL, at_head, expected, follow, position, stored, until_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -149,3 +156,34 @@ def test_a_plain_load_of_a_result_that_breaks_leaves_nothing(amp, destination):
     with DuckDBLoader({'url': destination}) as loader:
         assert not loader.table_exists('logs')
     assert Client(amp.url).sql(SQL).load(destination, 'logs').rows_loaded == 240
+
+
+class _AllHere:
+    """A source that has everything already: the backlog lasts until the last batch was taken."""
+
+    repeatable = False
+
+    def __init__(self, responses):
+        self._left = list(responses)[::-1]
+
+    @property
+    def backlog(self) -> bool:
+        return bool(self._left)
+
+    def get(self, timeout=None):
+        return self._left.pop() if self._left else END
+
+    def close(self) -> None:
+        """Nothing to stop."""
+
+
+@pytest.mark.parametrize(('settings', 'commits'), [({}, 1), ({'commit_rows': 10}, 20), ({'commit_rows': 1}, 200)])
+def test_a_backlog_commits_at_its_limits_and_at_its_end_only(tmp_path, settings, commits):
+    batch = pa.record_batch({'block_num': pa.array([1], pa.uint64())})
+    ranges = [BlockRange('n', i, i, f'0x{i}', f'0x{i - 1}') for i in range(200)]
+    source = _AllHere(ResponseBatch.data_batch(batch, BatchMetadata([r], ranges_complete=True)) for r in ranges)
+    with DuckDBLoader({'path': f'{tmp_path}/x.db'}) as loader:
+        chosen = StreamSettings(strict=False, commit_seconds=3_600, **settings)
+        engine = StreamEngine(loader, StreamJob(StreamKey('t', 't')), lambda position: source, chosen)
+        assert len(list(engine.run())) == commits
+        assert loader.scan('t').read_all().num_rows == 200
