@@ -1,19 +1,16 @@
 """DataLoader: what an author writes, what a user calls, and what lies between.
 
-An author gives `connect`, `disconnect` and `_load_batch_impl`; everything else has a default. The base connects when
-needed, checks the mode, makes the table once, clears it once for OVERWRITE, times the work, and turns a failure into a
-LoadResult. How rows of a stream become durable is not decided here: see `unit.py` and the engine in `stream.py`.
+What an author writes is in `hooks.py`. The base connects when needed, checks the mode, makes the table once, clears it
+once for OVERWRITE, times the work, and turns a failure into a LoadResult. How rows of a stream become durable is not decided here: see `unit.py` and the engine in `stream.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, Generic, Self, TypeVar, cast, get_args
+from contextlib import contextmanager
+from typing import Any, Self, cast
 
 import pyarrow as pa
 
@@ -22,14 +19,14 @@ from amp.events import Committed, emit
 from amp.loaders import stamps
 from amp.loaders.attempts import Attempts
 from amp.loaders.evolution import FREEZE, refuse_unless_evolving
-from amp.loaders.options import LoadOptions, as_mode, listed
+from amp.loaders.hooks import Hooks, TConfig, config_class, rate
+from amp.loaders.options import LoadOptions, as_mode
 from amp.loaders.readers import Counted, Remembering
 from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
 from amp.loaders.unit import StreamingDestination
 from amp.loaders.urls import config_from_url
-from amp.streaming.ledger import IdRun
 from amp.streaming.machine import batch_id
 from amp.streaming.resilience import AdaptiveRateLimiter, CircuitBreaker, ResilienceConfig
 from amp.streaming.state import StreamStateStore, make_local_store
@@ -37,26 +34,14 @@ from amp.streaming.types import BlockRange, ResponseBatch
 
 __all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
 
-TConfig = TypeVar('TConfig')
-
 _BATCH_ROWS = 65_536
 
 
-class DataLoader(ABC, Generic[TConfig]):
+class DataLoader(Hooks[TConfig]):
     """A destination. `config` is a mapping of the loader's own keys; `resilience` and `state` are the base's.
 
     Raises ConfigError (a ValueError) for a missing or unknown key, by name.
     """
-
-    SUPPORTED_MODES: ClassVar[set[LoadMode]] = {LoadMode.APPEND}
-    REQUIRES_SCHEMA_MATCH: ClassVar[bool] = True
-    SUPPORTS_TRANSACTIONS: ClassVar[bool] = False
-    # Names of further keywords of a load call; None lets every keyword through to the author's method.
-    LOAD_OPTIONS: ClassVar[frozenset[str] | None] = None
-    # The config key that the path of a URL stands for, for destinations that are a file or a folder.
-    URL_PATH_KEY: ClassVar[str | None] = None
-
-    config: TConfig
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
         given = dict(config)
@@ -73,7 +58,7 @@ class DataLoader(ABC, Generic[TConfig]):
         )
         self._state_config = given.pop('state', None)
         if 'url' in given:
-            given = {**config_from_url(str(given.pop('url')), _config_class(type(self)), self.URL_PATH_KEY), **given}
+            given = {**config_from_url(str(given.pop('url')), config_class(type(self)), self.URL_PATH_KEY), **given}
         self._check_required(given)
         self.config = self._parse_config(given)
         self.state_store: StreamStateStore = self._make_state_store(self._state_config)
@@ -83,132 +68,6 @@ class DataLoader(ABC, Generic[TConfig]):
         name = loader_name(cls)
         if name and not cls.__name__.startswith('_'):
             LoaderRegistry.register(name, cls)
-
-    # What an author writes
-
-    @abstractmethod
-    def connect(self) -> None:
-        """Open the connection and set `self._is_connected`."""
-
-    @abstractmethod
-    def disconnect(self) -> None:
-        """Close it and clear `self._is_connected`."""
-
-    @abstractmethod
-    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
-        """Load one batch; the number of rows that arrived."""
-
-    def _parse_config(self, config: dict[str, Any]) -> TConfig:
-        wanted = _config_class(type(self))
-        if wanted is None:
-            return cast('TConfig', config)
-        known = {f.name for f in fields(wanted)}
-        unknown = sorted(set(config) - known)
-        if unknown:
-            raise ConfigError(
-                f'unknown configuration key {unknown[0]!r} for {self.name}', hint=f'known keys: {listed(known)}'
-            )
-        try:
-            return cast('TConfig', wanted(**config))
-        except TypeError as error:
-            raise ConfigError(f'the configuration of {self.name} does not fit: {error}') from error
-
-    def _get_required_config_fields(self) -> list[str]:
-        return []
-
-    def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
-        """Make the table if it is not there. Destinations without tables need not override this."""
-
-    def _clear_table(self, table_name: str) -> None:
-        raise LoadError(
-            f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite'
-        )
-
-    def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
-        """Columns of `schema` that the table, which is there, lacks. None where a table has no fixed columns."""
-        del schema, table_name
-        return ()
-
-    def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:
-        """Add nullable columns to a table; rows that are there have null in them."""
-        raise LoadError(
-            f'{self.name} cannot add columns to {table_name!r}', hint='a loader can when it has _add_columns'
-        )
-
-    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
-        """Load a whole reader; override it where the destination's bulk path takes one."""
-        return sum(self._checked_count(self._load_batch_impl(batch, table_name, **kwargs)) for batch in reader)
-
-    def _transaction(self) -> AbstractContextManager[object]:
-        """What makes a plain load all or nothing; override it where the destination has transactions."""
-        return nullcontext()
-
-    def _delete_runs(self, table_name: str, runs: Sequence[IdRun]) -> int:
-        """Delete the rows whose `_amp_tx_id` lies in one of the inclusive runs; the number deleted."""
-        raise LoadError(
-            f'{self.name} cannot take rows back, and the chain has changed under {table_name!r}',
-            hint='a loader undoes reorgs when it has _delete_runs',
-        )
-
-    def is_transient(self, error: Exception) -> bool:
-        """True when the driver's error may be gone the next time. Says it by type and code, never by text."""
-        del error
-        return False
-
-    def table_exists(self, table_name: str) -> bool:
-        """True when the table is there."""
-        info = self.get_table_info(table_name)
-        return table_name in self._created_tables if info is None else bool(info.get('exists', True))
-
-    def get_table_info(self, table_name: str) -> dict[str, Any] | None:
-        """`table_name`, `row_count`, `exists`, `columns`, and `size_bytes` where known; None when not there."""
-        return None
-
-    def get_table_schema(self, table_name: str) -> pa.Schema | None:
-        """The Arrow schema of the user's columns, None when the table is not there."""
-        return None
-
-    def scan(self, table_name: str) -> pa.RecordBatchReader:
-        """The committed rows of the table, the user's columns only."""
-        raise LoadError(f'{self.name} cannot read {table_name!r} back', hint='a loader can when it has scan')
-
-    def stamped_scan(
-        self,
-        table_name: str,
-        columns: Sequence[str] | None = None,
-        where: Mapping[str, tuple[int, int]] | None = None,
-    ) -> pa.RecordBatchReader:
-        """The rows that `scan` shows, amp's own columns included: what `amp verify` looks at. Optional.
-
-        `columns` (None: all) is what is wanted of each row; `where` keeps the rows whose column lies between two
-        numbers, inclusive. The destination should do both itself.
-        """
-        raise LoadError(
-            f'{self.name} cannot show the rows of {table_name!r} with their stamps, so they cannot be verified',
-            hint='a loader can when it has stamped_scan',
-        )
-
-    def _get_batch_metadata(self, batch: pa.RecordBatch, duration: float, **kwargs: Any) -> dict[str, Any]:
-        return {
-            'operation': 'load_batch',
-            'batch_size': batch.num_rows,
-            'schema_fields': len(batch.schema),
-            'throughput_rows_per_sec': _rate(batch.num_rows, duration),
-        }
-
-    def _get_table_metadata(
-        self, table: pa.Table | Counted, duration: float, batch_count: int, **kwargs: Any
-    ) -> dict[str, Any]:
-        return {
-            'operation': 'load_table',
-            'batch_count': batch_count,
-            'batches_processed': batch_count,
-            'total_rows': table.num_rows,
-            'schema_fields': len(table.schema),
-            'avg_batch_size': table.num_rows // batch_count if batch_count else 0,
-            'table_size_mb': table.nbytes / 1024**2,
-            'throughput_rows_per_sec': _rate(table.num_rows, duration),
-        }
 
     # What a user calls
 
@@ -437,11 +296,6 @@ class DataLoader(ABC, Generic[TConfig]):
             if config.get(name) in {None, ''}:
                 raise ConfigError(f'{self.name} needs the configuration key {name!r}')
 
-    def _checked_count(self, rows: object) -> int:
-        if not isinstance(rows, int) or isinstance(rows, bool):
-            raise LoadError(f'_load_batch_impl of {self.name} returned {rows!r}, not the number of rows')
-        return rows
-
     @contextmanager
     def _unit(self) -> Iterator[None]:
         """The transaction of a plain load. When it fails at its very end, nobody knows whether the rows are there."""
@@ -473,7 +327,7 @@ class DataLoader(ABC, Generic[TConfig]):
     def _success(self, rows: int, nbytes: int, started: float, table_name: str, metadata: dict[str, Any]) -> LoadResult:
         duration = time.perf_counter() - started
         emit(Committed(self.name, table_name, None, rows, nbytes, duration))
-        return LoadResult(rows, duration, _rate(rows, duration), table_name, self.name, True, metadata=metadata)
+        return LoadResult(rows, duration, rate(rows, duration), table_name, self.name, True, metadata=metadata)
 
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
         self._created_tables.pop(table_name, None)
@@ -488,18 +342,5 @@ def loader_name(loader_class: type[DataLoader[Any]]) -> str:
     return loader_class.__name__.lower().removesuffix('loader')
 
 
-def _config_class(loader_class: type[DataLoader[Any]]) -> Any:
-    for base in loader_class.__mro__:
-        for generic in getattr(base, '__orig_bases__', ()):
-            for argument in get_args(generic):
-                if isinstance(argument, type) and is_dataclass(argument):
-                    return argument
-    return None
-
-
 def _overrides(loader: DataLoader[Any], method: str) -> bool:
     return getattr(type(loader), method) is not getattr(DataLoader, method)
-
-
-def _rate(rows: int, duration: float) -> float:
-    return rows / duration if duration > 0 else 0.0
