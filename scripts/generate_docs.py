@@ -37,6 +37,7 @@ KINDS = {
     ),
     **dict.fromkeys(('timestamp', 'timestamp[ns]', 'timestamp with zone', 'duration', 'duration[ns]', 'null'), ''),
     'text as decimal': "text with `column_types={'column': 'decimal'}`",
+    'decimal256 as decimal': 'decimal256 with the same wish',
 }
 
 _NESTED = {'list', 'struct', 'map'}
@@ -52,7 +53,7 @@ A column may land in another form than its type's own, in the open:
 | `column_types={'column': ...}` | the column |
 |---|---|
 | `'text'` | as text: digits, `0x` and hex digits, JSON for nested values |
-| `'decimal'` | text that holds whole numbers, as the destination's widest number |
+| `'decimal'` | text that holds whole numbers, and decimal256, as the destination's widest number |
 | `'split'` | a timestamp with nanoseconds, as microseconds and a column `<name>_ns` with the rest |
 
 In `{precision}`, `{scale}`, `{width}`, `{inner}`, `{key}` and `{fields}` stand those of the Arrow type.
@@ -74,7 +75,7 @@ def _section(table: TypeTable) -> str:
         ]
         for kind, used in KINDS.items()
         for rule in [table.rules.get(kind) or (table.rules.get('nested') if kind in _NESTED else None)]
-        if rule is not None or kind not in {'text as decimal', 'nested'}
+        if rule is not None or kind not in {'text as decimal', 'decimal256 as decimal', 'nested'}
     ]
     head = ['Arrow', 'there', 'note', 'in tables of Amp']
     return f'## {table.destination}\n\n{_markdown(head, rows)}'

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from amp.errors import AmpError, ConfigError, DestinationError, SchemaError
+from amp.loaders.column_types import ColumnTypes
 from amp.loaders.implementations.snowflake_loader import SnowflakeConnectionConfig, SnowflakeLoader
 from amp.loaders.snowflake.files import ParquetFiles, put_statement
 from amp.loaders.snowflake.state import Streams
@@ -86,8 +87,14 @@ def test_a_value_too_wide_for_a_number_is_refused_with_its_column():
     field = pa.field('value', pa.string(), metadata={b'amp:as': b'decimal'})
     [landing] = landings(pa.schema([field]))
     assert landing.land(pa.array(['9' * 38, None])).to_pylist() == [Decimal('9' * 38), None]
-    with pytest.raises(SchemaError, match='value'):
-        landing.land(pa.array(['1' + '0' * 38]))
+    with pytest.raises(SchemaError, match=r"column 'value'.*38 digits") as refused:
+        landing.land(pa.array([str(2**256 - 1)]))
+    assert 'text' in refused.value.hint
+    [wide] = landings(ColumnTypes({'wide': 'decimal'}).schema(pa.schema([('wide', pa.decimal256(76, 0))])))
+    assert (wide.column, wide.wire) == ('NUMBER(38,0)', pa.decimal128(38, 0))
+    with pytest.raises(SchemaError, match=r"column 'wide'.*NUMBER\(38,0\)") as refused:
+        wide.land(pa.array([Decimal(2**250)], pa.decimal256(76, 0)))
+    assert 'text' in refused.value.hint
 
 
 def test_rows_as_json_are_text_that_snowflake_casts_back():

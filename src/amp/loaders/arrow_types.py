@@ -99,7 +99,8 @@ class TypeTable:
             return found and Landing(name, found.column, found.wire, _after(plain, found.convert))
         if wish:
             rule = self.rules.get(f'{kind_of(kind)} as {wish}')
-            return None if rule is None else _landing(name, kind, rule)
+            if rule is not None or is_text(kind):
+                return None if rule is None else _landing(name, kind, rule)
         nested = self._nested(name, kind)
         if nested is not None:
             return nested

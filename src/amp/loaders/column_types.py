@@ -1,8 +1,8 @@
 """A column in another form than the destination's own for its type, because the user asked for it, by name.
 
 `text`: the value as text: numbers in decimal digits, bytes as `0x` and hex digits, nested values as JSON.
-`decimal`: text that holds whole numbers lands as the destination's widest decimal (PostgreSQL: numeric(78,0), which
-holds every uint256). `split`: a timestamp with nanoseconds becomes its microseconds and a column `<name>_ns` with the
+`decimal`: text that holds whole numbers, and decimal256, land as the destination's widest number (PostgreSQL:
+numeric(78,0), which holds every uint256). `split`: a timestamp with nanoseconds becomes its microseconds and a column `<name>_ns` with the
 0 to 999 nanoseconds below, for destinations that keep microseconds.
 """
 
@@ -69,7 +69,8 @@ class ColumnTypes:
         if form == 'text':
             return [pa.field(field.name, pa.string(), field.nullable)]
         if form == 'decimal' and (is_text(kind) or pt.is_integer(kind) or pt.is_decimal(kind)):
-            return [field.with_metadata({AS: form.encode()}) if is_text(kind) else field]
+            is_wide = pt.is_decimal256(kind) and kind.scale == 0
+            return [field.with_metadata({AS: form.encode()}) if is_text(kind) or is_wide else field]
         if form == 'split' and pt.is_timestamp(kind) and kind.unit == 'ns':
             return [
                 pa.field(field.name, pa.timestamp('us', kind.tz), field.nullable),

@@ -47,6 +47,7 @@ _POSTGRESQL = TypeTable(
         'decimal256': Rule('numeric({precision},{scale})'),
         'text': Rule('text', note='a text with the character NUL is refused'),
         'text as decimal': Rule('numeric(78,0)', note='holds every uint256'),
+        'decimal256 as decimal': Rule('numeric(78,0)', note='holds every uint256'),
         'bytes': Rule('bytea'),
         'fixed bytes': Rule('bytea'),
         'date': Rule('date'),
@@ -157,6 +158,9 @@ _SNOWFLAKE = TypeTable(
         'text': Rule('VARCHAR', pa.string()),
         'text as decimal': Rule(
             'NUMBER(38,0)', pa.decimal128(38, 0), at_most_digits(38), note='a value of more than 38 digits is refused'
+        ),
+        'decimal256 as decimal': Rule(
+            'NUMBER(38,0)', pa.decimal128(38, 0), note='a value of more than 38 digits is refused'
         ),
         'bytes': Rule('BINARY', pa.binary()),
         'fixed bytes': Rule('BINARY({width})', pa.binary()),

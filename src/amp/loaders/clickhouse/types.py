@@ -125,7 +125,7 @@ def _fit(field: pa.Field[Any], column: Column) -> Landing:
     if _plain(_column_type(field)) == column.plain and not (pt.is_binary(landing.wire) and column.comment != BYTES):
         return replace(landing, column=column.kind)
     into = column.arrow
-    if column.plain == 'UInt256' and is_text(landing.wire):
+    if column.plain == 'UInt256' and (is_text(landing.wire) or _is_whole_and_wide(landing.wire)):
         return Landing(field.name, column.kind, pa.binary(32), uint256_bytes)
     if into is None or not _loses_nothing(landing.wire, into):
         raise SchemaError(
@@ -138,6 +138,10 @@ def _fit(field: pa.Field[Any], column: Column) -> Landing:
         # Arrow wants room for every number of the type; what counts is those that come.
         convert = partial(_cast, kind=pa.decimal256(76, into.scale))
     return Landing(field.name, column.kind, into, convert)
+
+
+def _is_whole_and_wide(kind: Any) -> bool:
+    return pt.is_decimal256(kind) and kind.scale == 0
 
 
 def _cast(values: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:

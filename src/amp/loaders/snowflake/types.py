@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.types as pt
 
 from amp.errors import ConfigError, SchemaError
-from amp.loaders.arrow_types import Landing, land, type_table
+from amp.loaders.arrow_types import AS, Landing, land, type_table
 from amp.loaders.json_text import hex_text, json_text
 from amp.loaders.sql import quote
 
@@ -75,7 +75,7 @@ def landings(schema: pa.Schema) -> list[Landing]:
 def _fitting(field: pa.Field[Any]) -> pa.Field[Any]:
     """A wide decimal of few digits as a narrow one; a decimal that Snowflake has not is refused."""
     kind: Any = field.type
-    if not pt.is_decimal(kind):
+    if not pt.is_decimal(kind) or (field.metadata or {}).get(AS):
         return field
     digits = max(kind.precision - min(kind.scale, 0), kind.scale)
     if pt.is_decimal256(kind) and digits <= _MOST_DIGITS and kind.scale >= 0:

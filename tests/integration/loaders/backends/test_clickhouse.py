@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -478,6 +479,21 @@ def test_arrays_and_wide_numbers_come_back_equal(db):
     assert db.session.run(f'SELECT sum(value > 5) FROM {db.tables.quoted("t")}') == [[2]]
     refused = db.load_table(table.set_column(1, 'value', pa.array(['-1', '1', '2'])), 't')
     assert "'value'" in refused.error
+
+
+def test_wide_decimals_stay_decimals_and_go_into_the_widest_number_that_a_table_has(db):
+    wide = pa.array([Decimal(2**250), Decimal(0), None], pa.decimal256(76, 0))
+    table = pa.table({'wide': wide})
+    result = db.load_table(table, 't', column_types={'wide': 'decimal'})
+    assert result.success, result.error
+    assert db.tables.get('t').columns['wide'].kind == 'Nullable(Decimal(76, 0))'
+    assert db.scan('t').read_all().to_pydict() == table.to_pydict()
+    db.session.do(f'CREATE TABLE {db.tables.quoted("made")} (wide Nullable(UInt256)) ENGINE = Memory')
+    result = db.load_table(table, 'made')
+    assert result.success, result.error
+    assert db.session.run(f'SELECT toString(wide) FROM {db.tables.quoted("made")}') == [[str(2**250)], ['0'], [None]]
+    refused = db.load_table(pa.table({'wide': pa.array([Decimal(-1)], wide.type)}), 'made')
+    assert "'wide'" in refused.error
 
 
 def test_rows_fit_the_types_that_a_table_already_has_or_are_refused(db):

@@ -278,6 +278,27 @@ def test_nested_columns_are_jsonb(db):
     assert json.loads(back['lists'][0].as_py()) == [[1], [2, 3], None]
 
 
+def test_the_widest_numbers_are_numeric_of_78_digits_where_that_is_wished(db):
+    texts = [str(2**256 - 1), str(1 - 2**256), '0', None]
+    numbers = [Decimal(2**250), Decimal(1 - 10**76), Decimal(0), None]
+    table = pa.table({'value': texts, 'wide': pa.array(numbers, pa.decimal256(76, 0))})
+    wishes = {'value': 'decimal', 'wide': 'decimal'}
+    for _ in range(2):
+        result = db.load_table(table, 't', column_types=wishes)
+        assert result.success, result.error
+    assert set(db.columns('t').values()) == {'numeric(78,0)'}
+    assert db.run(f'SELECT DISTINCT value, wide FROM {db.quoted("t")} ORDER BY value') == [
+        (Decimal(1 - 2**256), numbers[1]),
+        (Decimal(0), Decimal(0)),
+        (Decimal(2**256 - 1), numbers[0]),
+        (None, None),
+    ]
+    assert db.run(f'SELECT max(value) + 1 = 2::numeric ^ 256 FROM {db.quoted("t")}') == [(True,)]
+    refused = db.load_table(table.set_column(0, 'value', pa.array(['1' + '0' * 78] * 4)), 't', column_types=wishes)
+    assert '22003' in refused.error
+    assert 'too large for its column' in refused.error
+
+
 def test_real_amp_tables_land_exactly(db, amp_test_data):
     if amp_test_data is None:
         table = pa.table(extremes())

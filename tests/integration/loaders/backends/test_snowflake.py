@@ -6,6 +6,7 @@ import re
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -370,6 +371,27 @@ def test_an_answer_that_is_lost_after_the_commit_is_no_second_commit(config, tab
         again = stream(db, table, response(eth(20, 29, '0xc', '0xb'), 21))
         assert [r.rows_loaded for r in again] == [1]
         assert blocks(db, table) == [1, 11, 21]
+
+
+def test_numbers_that_snowflake_has_not_are_refused_by_column_and_land_as_text(db, table):
+    rows = pa.table(
+        {'value': [str(2**256 - 1), '7'], 'wide': pa.array([Decimal(2**250), Decimal(7)], pa.decimal256(76, 0))}
+    )
+    for column in rows.column_names:
+        refused = db.load_table(rows.select([column]), table, column_types={column: 'decimal'})
+        assert f'column {column!r}' in refused.error
+        assert 'text' in refused.error
+        assert not db.table_exists(table) or db.scan(table).read_all().num_rows == 0
+        small = db.load_table(rows.select([column]).slice(1), table, column_types={column: 'decimal'}, mode='overwrite')
+        assert small.success, small.error
+        assert db.own.run(f'SELECT {column} + 1 FROM {quoted(table)}') == [(8,)]
+        db.own.run(f'DROP TABLE {quoted(table)}')
+    result = db.load_table(rows, table, column_types={'value': 'text', 'wide': 'text'})
+    assert result.success, result.error
+    assert sorted(db.own.run(f'SELECT value, wide FROM {quoted(table)}')) == [
+        (str(2**256 - 1), str(2**250)),
+        ('7', '7'),
+    ]
 
 
 def test_history_is_kept_where_it_is_wished(config, table):
