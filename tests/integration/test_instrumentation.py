@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -12,8 +16,10 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
 from amp.devserver import LocalAmp
+from amp.errors import ConfigError
 from amp.instrumentation import logs, opentelemetry, prometheus
-from tests.support.following import stored, until_head
+from tests.support.following import SQL, stored, until_head
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
 
@@ -63,3 +69,32 @@ def test_they_cost_nothing_when_unused():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '[]'
+
+
+def test_the_command_line_answers_for_its_metrics(amp, tmp_path):
+    """A stream with --metrics, asked over HTTP as Prometheus would; the port is free again when it has ended."""
+    port = free_port()
+    destination = f'duckdb:///{tmp_path}/chain.db'
+    address = f'127.0.0.1:{port}'
+    amp_command = str(Path(sys.executable).with_name('amp'))
+    arguments = [amp_command, 'stream', amp.url, SQL, '--to', destination, '--table', 'logs', '--json']
+    with subprocess.Popen([*arguments, '--metrics', address], stdout=subprocess.PIPE, text=True) as process:
+        seen = (json.loads(line) for line in process.stdout)
+        assert any(e['event'] == 'commit' and e['position']['simnet']['number'] == amp.head[0] for e in seen)
+        with urllib.request.urlopen(f'http://{address}/metrics', timeout=10) as answer:
+            text = answer.read().decode()
+        taken = subprocess.run([*arguments, '--metrics', address], capture_output=True, text=True, check=False)
+        process.terminate()
+        assert process.wait(30) == 130
+    assert f'amp_rows_total{{loader="duckdb",stream="logs",table="logs"}} {float(len(stored(destination)))}' in text
+    assert f'amp_position{{loader="duckdb",network="simnet",stream="logs",table="logs"}} {float(amp.head[0])}' in text
+    assert (taken.returncode, taken.stderr.count('\n')) == (3, 2)
+    assert 'metrics cannot be served' in taken.stderr
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f'http://{address}/metrics', timeout=10)
+
+
+@pytest.mark.parametrize('address', ['9464x', 'localhost', '127.0.0.1:99999', ':'])
+def test_an_address_that_is_none(address):
+    with pytest.raises(ConfigError, match='no address for metrics'):
+        prometheus.serve(address)

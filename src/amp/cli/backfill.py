@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amp.cli.console import command, interruptible, note, paint
-from amp.cli.inputs import AsJson, Sql, Token, Url, key_values, server_and_sql
+from amp.cli.inputs import AsJson, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
 from amp.cli.labels import Joins, KeepAll, Labels, add_labels, typed_labels
 from amp.cli.load import Name, Options, TableName, To
 from amp.cli.progress import Reporter, progress_row
@@ -56,6 +56,7 @@ def backfill(
     left: KeepAll = False,
     option: Options = None,
     token: Token = None,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Load history with several workers; run it again and it loads only what is missing.
@@ -77,6 +78,7 @@ def backfill(
     from amp.streaming.parallel import ParallelConfig
 
     with interruptible() as stop, contextlib.ExitStack() as stack:
+        stack.enter_context(answering_metrics(metrics))
         client = stack.enter_context(Client(url, auth_token=token))
         options |= {'settings': StreamSettings(stop=stop), **add_labels(client, labels)}
         config = ParallelConfig(

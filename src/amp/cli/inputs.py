@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 
 from amp.cli.console import note
 
-__all__ = ['AsJson', 'Sql', 'Token', 'Url', 'key_values', 'server_and_sql']
+__all__ = ['AsJson', 'Metrics', 'Sql', 'Token', 'Url', 'answering_metrics', 'key_values', 'server_and_sql']
 
 Url = Annotated[
     str,
@@ -35,6 +36,12 @@ Token = Annotated[
     str | None, typer.Option('--token', envvar='AMP_AUTH_TOKEN', show_envvar=True, help='The bearer token.')
 ]
 AsJson = Annotated[bool, typer.Option('--json', help='One JSON event a line on standard output.')]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        '--metrics', metavar='HOST:PORT', envvar='AMP_METRICS', show_envvar=True, help='Answer Prometheus there.'
+    ),
+]
 
 
 def server_and_sql(url: str, sql: str | None) -> tuple[str, str]:
@@ -61,6 +68,21 @@ def _read(text: str) -> str:
     if not text.strip():
         raise typer.BadParameter('the SQL is empty')
     return text.strip()
+
+
+@contextmanager
+def answering_metrics(address: str | None) -> Iterator[None]:
+    """Metrics over HTTP inside the block, where an address was given. Raises ConfigError."""
+    if not address:
+        yield
+        return
+    from amp.instrumentation.prometheus import serve
+
+    end = serve(address)
+    try:
+        yield
+    finally:
+        end()
 
 
 def key_values(pairs: Sequence[str]) -> dict[str, object]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from amp.cli.console import command, interruptible
-from amp.cli.inputs import AsJson, Sql, Token, Url, key_values, server_and_sql
+from amp.cli.inputs import AsJson, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
 from amp.cli.labels import Joins, KeepAll, Labels, TypedLabel, add_labels, typed_labels
 from amp.cli.progress import Reporter
 
@@ -51,6 +51,7 @@ def load(
     left: KeepAll = False,
     option: Options = None,
     token: Token = None,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Load the answer into a table.
@@ -59,9 +60,8 @@ def load(
     position that is kept in the destination: run the same command again and it goes on from there, exactly once.
     """
     labels = typed_labels(label, join, left=left)
-    _load(
-        url, sql, to, table, mode, key, name, option, labels, token, streaming=streaming, resume=resume, as_json=as_json
-    )
+    chosen = (mode, key, name, option, labels, token, metrics)
+    _load(url, sql, to, table, *chosen, streaming=streaming, resume=resume, as_json=as_json)
 
 
 @command
@@ -80,11 +80,13 @@ def stream(
     left: KeepAll = False,
     option: Options = None,
     token: Token = None,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow the chain into a table until Ctrl-C: the same as load --stream."""
     labels = typed_labels(label, join, left=left)
-    _load(url, sql, to, table, mode, key, name, option, labels, token, streaming=True, resume=resume, as_json=as_json)
+    chosen = (mode, key, name, option, labels, token, metrics)
+    _load(url, sql, to, table, *chosen, streaming=True, resume=resume, as_json=as_json)
 
 
 def _load(
@@ -98,6 +100,7 @@ def _load(
     pairs: list[str] | None,
     labels: list[TypedLabel],
     token: str | None,
+    metrics: str | None,
     *,
     streaming: bool,
     resume: bool,
@@ -121,6 +124,7 @@ def _load(
 
     with (
         interruptible() as stop,
+        answering_metrics(metrics),
         Client(url, auth_token=token) as client,
         Reporter(f'{table} → {redact(to)}', as_json=as_json) as reporter,
     ):

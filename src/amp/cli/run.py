@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from amp.cli.console import command, emit, interruptible, note, paint
-from amp.cli.inputs import AsJson, Token
+from amp.cli.inputs import AsJson, Metrics, Token, answering_metrics
 
 __all__ = ['run']
 
@@ -18,6 +18,7 @@ __all__ = ['run']
 def run(
     file: Annotated[Path, typer.Argument(help='The pipeline, such as pipeline.toml.', show_default=False)],
     token: Token = None,
+    metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the streams that a file describes until Ctrl-C; one that fails for good is told, and the others go on."""
@@ -28,7 +29,7 @@ def run(
 
     pipeline = read_pipeline(file)
     failed: list[AmpError] = []
-    with interruptible():
+    with interruptible(), answering_metrics(metrics):
         note(f'{len(pipeline.streams)} streams: {", ".join(spec.name for spec in pipeline.streams)}')
         running = run_pipeline(pipeline, lambda url: Client(url, auth_token=token))
         with contextlib.closing(running) as results:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from amp.errors import MissingExtraError
+from amp.errors import ConfigError, MissingExtraError
 from amp.events import Committed, Event, Retrying, Undone, listen
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-__all__ = ['watch']
+__all__ = ['serve', 'watch']
 
 _LABELS = ('loader', 'table', 'stream')
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
@@ -70,3 +70,32 @@ def positions(event: Committed) -> dict[str, int]:
     return {
         network: int(at['number']) for network, at in event.position.items() if isinstance(at, dict) and 'number' in at
     }
+
+
+def serve(address: str) -> Callable[[], None]:
+    """Keep metrics and answer for them over HTTP on `HOST:PORT` (`:PORT` is every address of the machine).
+
+    `GET /metrics` answers as long as the process lives. The function that is returned ends both. Raises ConfigError
+    for an address that is none or taken, MissingExtraError.
+    """
+    host, _, port = address.rpartition(':')
+    if not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f'{address!r} is no address for metrics', hint='HOST:PORT, such as 127.0.0.1:9464 or :9464')
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+    except ImportError as error:
+        raise MissingExtraError('prometheus', 'prometheus-client') from error
+    registry = CollectorRegistry()
+    try:
+        server, thread = start_http_server(int(port), host or '0.0.0.0', registry)  # noqa: S104 - asked for by name
+    except OSError as error:
+        raise ConfigError(f'metrics cannot be served on {address!r}: {error.strerror}', hint='another port') from error
+    unwatch = watch(registry)
+
+    def end() -> None:
+        unwatch()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+    return end
