@@ -38,7 +38,7 @@ CONNECT_TIMEOUT = 30.0
 KEEPALIVE = 60.0
 # Enough for 80 MB/s at a round trip of 50 ms.
 _READ_AHEAD = 4 * 1024**2
-_PING_TIMEOUT_MS = 20_000
+_PING_TIMEOUT = 20.0
 _LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 _REUSE_CONNECTION = 'arrow-flight-reuse-connection:'
 
@@ -117,9 +117,12 @@ class FlightTransport:
         ]
         # On loopback the kernel itself reports a server that died, and gRPC servers count pings as abuse.
         if self._keepalive is not None and endpoint.host not in _LOOPBACK:
+            timeout = int(min(self._keepalive, _PING_TIMEOUT) * 1000)
             options += [
                 ('grpc.keepalive_time_ms', int(self._keepalive * 1000)),
-                ('grpc.keepalive_timeout_ms', _PING_TIMEOUT_MS),
+                ('grpc.keepalive_timeout_ms', timeout),
+                # The one that gRPC goes by; it would be a minute.
+                ('grpc.http2.ping_timeout_ms', timeout),
                 ('grpc.http2.max_pings_without_data', 0),
             ]
         return options
