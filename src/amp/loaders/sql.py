@@ -104,7 +104,8 @@ class SqlStreams:
             self._sql(
                 'INSERT INTO {t} (table_name, stream, number, epoch, owner, taken_at) '
                 'SELECT {m}, {m}, COALESCE(MAX(number), 0) + 1, 0, {m}, {m} FROM {t} '
-                'ON CONFLICT (table_name, stream) DO NOTHING'
+                # Without a WHERE, SQLite would take the ON for that of a join.
+                'WHERE TRUE ON CONFLICT (table_name, stream) DO NOTHING'
             ),
             (key.table, key.name, claim.owner, claim.taken_at),
         )
