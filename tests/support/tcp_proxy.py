@@ -286,14 +286,24 @@ class TcpProxy:
 
 
 def schedule(
-    seed: int, *, mean_bytes: int, kinds: Sequence[Kind] = ('cut', 'reset', 'stall'), most: int | None = None
+    seed: int,
+    *,
+    sent: int,
+    received: int,
+    kinds: Sequence[Kind] = ('cut', 'reset', 'stall'),
+    most: int | None = None,
 ) -> Iterator[tuple[Kind, Direction, int]]:
-    """Faults for `misbehave`, the same for the same seed: what, on which way, and after how many bytes."""
+    """Faults for `misbehave`, the same for the same seed: what, on which way, and after how many bytes.
+
+    `sent` and `received` are the bytes between two faults on each way, in the mean.
+    """
     chance = random.Random(seed)
+    means: dict[Direction, int] = {'sent': sent, 'received': received}
     made = 0
     while most is None or made < most:
         made += 1
-        yield chance.choice(kinds), chance.choice(('sent', 'received')), int(chance.expovariate(1 / mean_bytes))
+        direction = chance.choice(list(means))
+        yield chance.choice(kinds), direction, int(chance.expovariate(1 / means[direction]))
 
 
 def _read_request(client: socket.socket, data: bytes) -> None:
