@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import duckdb
 import pyarrow as pa
 
+from amplify_db_utils.pushdown import Pushdown
 from amplify_db_utils.scan import Scan
 
 _BATCH = 1 << 16  # rows
@@ -17,6 +18,7 @@ class Engine:
 
     def __init__(self, threads: int | None) -> None:
         self._connection = duckdb.connect(':memory:', config={} if threads is None else {'threads': threads})
+        self.pushdown = Pushdown(self._connection)
 
     def distinct(self, scan: Scan) -> Iterator[pa.RecordBatch]:
         """The distinct rows of a scan, with the declared types."""

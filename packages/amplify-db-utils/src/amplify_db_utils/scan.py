@@ -39,24 +39,34 @@ class Scan:
         self._storage = storage
         self._directory = directory
         on_keys = [one for one in conditions if one.column in snapshot.partition_by]
-        self._conditions = [one for one in conditions if one.column not in snapshot.partition_by]
-        self.files = _prune(snapshot, on_keys, self._conditions)
+        self.conditions = [one for one in conditions if one.column not in snapshot.partition_by]
+        self.files = _prune(snapshot, on_keys, self.conditions)
 
     @property
     def by_partition(self) -> bool:
-        """Whether the log alone decides which rows match."""
-        return not self._conditions
+        """Whether the log alone decides which rows match; `conditions` are those that it does not decide."""
+        return not self.conditions
+
+    @property
+    def local(self) -> bool:
+        """Whether the files are on a disk of this machine."""
+        return self._storage.local
+
+    def paths(self) -> list[str]:
+        """Where the files are, in their order."""
+        start = self._storage.path(self._directory, '')
+        return [start + path for path in self._relative]
 
     def table(self) -> pa.Table:
         """All of it, with the declared types. Raises DamagedData."""
-        with _damage():
+        with damage():
             table = self._dataset.to_table(columns=self.columns, filter=self._filter, **_READING)
             self._check_rows(table.num_rows)
             return self._declare(table)
 
     def stored_table(self) -> pa.Table:
         """All of it, with the stored types. Raises DamagedData."""
-        with _damage():
+        with damage():
             table = self._dataset.to_table(columns=self.columns, filter=self._filter, **_READING)
             self._check_rows(table.num_rows)
             return table.cast(self.stored)
@@ -64,7 +74,7 @@ class Scan:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The same in batches, read a little ahead. Raises DamagedData."""
         for batch in self.stored_batches():
-            with _damage():
+            with damage():
                 declared = self._declare(pa.Table.from_batches([batch])).to_batches()
             yield from declared
 
@@ -79,7 +89,7 @@ class Scan:
             **_READING,
         )
         rows = 0
-        with _damage():
+        with damage():
             for batch in scanner.to_batches():
                 rows += batch.num_rows
                 yield batch
@@ -95,19 +105,19 @@ class Scan:
         if self.by_partition and not self.files.column('rows').null_count:
             return pc.sum(self.files.column('rows')).as_py() or 0
         floating = [
-            one.column for one in self._conditions if pa.types.is_floating(self.snapshot.stored.field(one.column).type)
+            one.column for one in self.conditions if pa.types.is_floating(self.snapshot.stored.field(one.column).type)
         ]
         if floating:
             # A file's bounds leave NaN out, and Arrow would count whole row groups by them.
             part = Scan(self._storage, self._directory, self.snapshot, self._all_conditions, floating[:1])
             return sum(batch.num_rows for batch in part.stored_batches())
-        with _damage():
+        with damage():
             rows: int = self._dataset.count_rows(filter=self._filter, **_READING)
         return rows
 
     @property
     def _filter(self) -> pc.Expression | None:
-        return filters.expression(self._conditions)
+        return filters.expression(self.conditions)
 
     def _declare(self, table: pa.Table) -> pa.Table:
         return table if table.schema.equals(self.declared) else table.cast(self.declared)
@@ -117,11 +127,16 @@ class Scan:
         if self.by_partition and not expected.null_count and rows != (pc.sum(expected).as_py() or 0):
             raise DamagedData(f'{rows} rows were read where the log has {pc.sum(expected)}: a data file was changed')
 
-    def _check_sizes(self, paths: Sequence[str], sizes: Sequence[int]) -> None:
-        if not self._storage.local:
+    @cached_property
+    def _relative(self) -> list[Any]:
+        return self.files.column('path').to_pylist()
+
+    def _check_sizes(self) -> None:
+        if not self.local:
             return  # a request for each file; the footer is looked for where the size says it ends
-        found = self._storage.filesystem.get_file_info([self._storage.path(self._directory, path) for path in paths])
-        for path, size, info in zip(paths, sizes, found, strict=True):
+        found = self._storage.filesystem.get_file_info(self.paths())
+        sizes: list[Any] = self.files.column('size').to_pylist()
+        for path, size, info in zip(self._relative, sizes, found, strict=True):
             if info.size != size:
                 raise DamagedData(f'{path!r} is gone or was changed: its size is {info.size}, in the log {size}')
 
@@ -129,17 +144,16 @@ class Scan:
     def _dataset(self) -> pads.FileSystemDataset:
         # Required columns are nullable here: what a file lacks is null, and the cast at the end says no to it.
         schema = pa.schema([field.with_nullable(True) for field in self.snapshot.stored])
-        paths: list[Any] = self.files.column('path').to_pylist()
         sizes: list[Any] = self.files.column('size').to_pylist()
-        self._check_sizes(paths, sizes)
+        self._check_sizes()
         fragments = [
             _FORMAT.make_fragment(
-                self._storage.path(self._directory, path),
+                path,
                 self._storage.filesystem,
                 partition_expression=where,
                 file_size=size,
             )
-            for path, size, where in zip(paths, sizes, self._partition_expressions(), strict=True)
+            for path, size, where in zip(self.paths(), sizes, self._partition_expressions(), strict=True)
         ]
         return pads.FileSystemDataset(fragments, schema, _FORMAT, self._storage.filesystem)
 
@@ -174,7 +188,8 @@ def _prune(snapshot: Snapshot, on_keys: Sequence[Condition], others: Sequence[Co
 
 
 @contextmanager
-def _damage() -> Iterator[None]:
+def damage() -> Iterator[None]:
+    """Errors of reading as DamagedData."""
     try:
         yield
     except DamagedData:

@@ -127,11 +127,15 @@ class DuckDBParquetStore(ColumnarStore):
 
     def bulk_read(self, table: str, filters: Filters | None = None, columns: Sequence[str] | None = None) -> pa.Table:
         """The matching rows as one Arrow table."""
-        return self._scan(table, filters, columns).table()
+        scan = self._scan(table, filters, columns)
+        found = self._engine.pushdown.table(scan)
+        return scan.table() if found is None else found
 
     def count(self, table: str, filters: Filters | None = None) -> int:
         """How many rows match: from the log alone where the filters are on partition keys."""
-        return self._scan(table, filters, None).count()
+        scan = self._scan(table, filters, None)
+        found = self._engine.pushdown.count(scan)
+        return scan.count() if found is None else found
 
     def distinct_values(
         self, table: str, fields: Sequence[str], filters: Filters | None = None
