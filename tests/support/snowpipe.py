@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
-from amp.loaders.snowflake.types import cast_of
+from amp.loaders.snowflake.types import VARIANT, cast_of
 from amp.loaders.sql import quote
 
 _CHANNEL = re.compile(r'/v2/streaming/(?:data/)?databases/[^/]+/schemas/[^/]+/pipes/([^/:]+)/channels/([^/]+)(/rows)?')
@@ -162,9 +162,13 @@ class Snowpipe:
         try:
             lines = [json.loads(line) for line in body.split(b'\n') if line]
             types = self._loader.columns(table)
-            names = list(lines[0])
+            names = sorted({name for line in lines for name in line})
+            nested = {name for name in names if types[name] == VARIANT}
             selected = ', '.join(cast_of(types[name], f'f.value[{i}]::VARCHAR') for i, name in enumerate(names))
-            rows = json.dumps([[line[name] for name in names] for line in lines])
+            # Null in JSON would be a value to a VARIANT: who means NULL leaves the name out.
+            rows = json.dumps(
+                [[json.dumps(line[n]) if n in nested and n in line else line.get(n) for n in names] for line in lines]
+            )
             listed = ', '.join(map(quote, names))
             self._loader.own.run(
                 f'INSERT INTO {quote(table)} ({listed}) SELECT {selected} FROM TABLE(FLATTEN(INPUT => PARSE_JSON(?))) f',

@@ -107,6 +107,34 @@ def test_rows_as_json_are_text_that_snowflake_casts_back():
     assert joined(pa.array([], pa.string()), ',') == b''
 
 
+def test_json_of_a_nested_column_goes_in_as_it_is_and_null_is_left_out():
+    batch = pa.record_batch({'V': ['[{"a":1}]', None, '{}'], 'N': [1, None, 3]})
+    assert json_objects(batch, {'V'}).to_pylist() == ['{"V":[{"a":1}],"N":"1"}', '{"N":null}', '{"V":{},"N":"3"}']
+    assert json_objects(batch.select(['V']), {'V'}).to_pylist()[1] == '{}'
+
+
+@pytest.mark.parametrize(
+    ('inside', 'column'),
+    [
+        (pa.uint64(), 'VARIANT'),
+        (pa.decimal128(38, 0), 'VARIANT'),
+        (pa.binary(32), 'VARIANT'),
+        (pa.struct([('a', pa.list_(pa.bool_()))]), 'VARIANT'),
+        (pa.map_(pa.string(), pa.timestamp('ns')), 'VARIANT'),
+        (pa.float64(), 'VARCHAR'),
+        (pa.decimal128(38, 2), 'VARCHAR'),
+        (pa.decimal256(76, 0), 'VARCHAR'),
+        (pa.struct([('a', pa.int32()), ('b', pa.float32())]), 'VARCHAR'),
+        (pa.map_(pa.string(), pa.decimal256(50, 0)), 'VARCHAR'),
+    ],
+    ids=str,
+)
+def test_nested_values_are_variants_where_those_keep_every_number(inside, column):
+    for kind in (pa.list_(inside), pa.large_list(inside), pa.struct([('x', inside)]), pa.list_(pa.list_(inside))):
+        [landing] = landings(pa.schema([('nested', kind)]))
+        assert (landing.column, landing.wire) == (column, pa.string())
+
+
 def test_text_that_json_cannot_hold_is_refused_with_its_column():
     with pytest.raises(SchemaError, match='odd one'):
         json_arrays(pa.record_batch({'odd one': ['a\x00b']}))

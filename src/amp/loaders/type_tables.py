@@ -171,7 +171,12 @@ _SNOWFLAKE = TypeTable(
         'timestamp[ns]': Rule('TIMESTAMP_NTZ(9)'),
         'timestamp with zone': Rule('TIMESTAMP_NTZ(9)', pa.timestamp('us'), note='in UTC'),
         'timestamp[ns] with zone': Rule('TIMESTAMP_NTZ(9)', pa.timestamp('ns'), note='in UTC'),
-        'nested': Rule('VARCHAR', pa.string(), json_text, note='JSON: PARSE_JSON reads it'),
+        'nested': Rule(
+            'VARIANT',
+            pa.string(),
+            json_text,
+            note='where it keeps every number; with floats, fractions or more than 38 digits inside: JSON in VARCHAR',
+        ),
         'null': Rule('VARCHAR', pa.string()),
     },
 )

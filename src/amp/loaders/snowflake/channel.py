@@ -24,7 +24,7 @@ from amp.errors import ConfigError, DestinationError
 from amp.loaders.by_id import UndoById
 from amp.loaders.points import reached
 from amp.loaders.snowflake.config import SnowflakeConnectionConfig
-from amp.loaders.snowflake.types import joined, json_objects, landings, name_in, wire_of
+from amp.loaders.snowflake.types import VARIANT, joined, json_objects, landings, name_in, wire_of
 from amp.loaders.sql import quote
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
@@ -153,11 +153,12 @@ class Channel:
     def append(self, batch: pa.RecordBatch) -> int:
         """Send rows; their number. They are durable when `wait` returns."""
         landed = landings(batch.schema)
+        nested = {name_in(landing.name) for landing in landed if landing.column == VARIANT}
         wire = wire_of(batch, landed)
         tx_id = _first_id(batch) if TX_ID in batch.schema.names and batch.num_rows else '0'
         rows = max(1, min(_LINES_ROWS, wire.num_rows * _LINES_BYTES // max(4 * wire.nbytes, 1)))
         for at in range(0, wire.num_rows, rows):
-            self._append(joined(json_objects(wire.slice(at, rows)), '\n'), tx_id)
+            self._append(joined(json_objects(wire.slice(at, rows), nested), '\n'), tx_id)
         return batch.num_rows
 
     def wait(self) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from amp.errors import LoadError
-from amp.loaders.snowflake.types import name_in, name_out, quoted, read_schema
+from amp.loaders.snowflake.types import name_in, name_out, quoted, read_schema, selected
 from amp.loaders.snowflake.unit import MARK, MARKED_AT
-from amp.loaders.sql import in_runs, quote
+from amp.loaders.sql import in_runs
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def read_rows(loader: SnowflakeLoader, table_name: str, columns: Mapping[str, st
     schema = read_schema(columns)
 
     def batches() -> Iterator[pa.RecordBatch]:
-        listed = ', '.join(map(quote, columns))
+        listed = ', '.join(selected(name, kind) for name, kind in columns.items())
         with loader.explained(table_name):
             for table in loader.own.tables(f'SELECT {listed} FROM {quoted(table_name)}{where}'):
                 yield from table.rename_columns(schema.names).cast(schema).to_batches()

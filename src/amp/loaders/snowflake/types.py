@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -17,10 +18,11 @@ import pyarrow.types as pt
 
 from amp.errors import ConfigError, SchemaError
 from amp.loaders.arrow_types import AS, Landing, land, type_table
-from amp.loaders.json_text import hex_text, json_text
+from amp.loaders.json_text import hex_text, is_list, json_text
 from amp.loaders.sql import quote
 
 __all__ = [
+    'VARIANT',
     'cast_of',
     'joined',
     'json_arrays',
@@ -30,6 +32,7 @@ __all__ = [
     'name_out',
     'quoted',
     'read_schema',
+    'selected',
     'texts',
     'wire_of',
 ]
@@ -41,6 +44,7 @@ _PLAIN = re.compile(r'[a-z_][a-z0-9_$]*')
 _PLAIN_UPPER = re.compile(r'[A-Z_][A-Z0-9_$]*')
 _NUMBER = re.compile(r'NUMBER\((\d+),(\d+)\)')
 _LONGEST_NAME = 255
+VARIANT = 'VARIANT'
 _MOST_DIGITS, _MOST_SCALE = 38, 37
 
 
@@ -69,7 +73,25 @@ def landings(schema: pa.Schema) -> list[Landing]:
         raise SchemaError(
             f'two columns are named {twice!r}, which is what Snowflake makes of lower case', column=name_out(twice)
         )
-    return [type_table('snowflake').landing(_fitting(field)) for field in schema]
+    return [_landing(_fitting(field)) for field in schema]
+
+
+def _landing(field: pa.Field[Any]) -> Landing:
+    landing = type_table('snowflake').landing(field)
+    return landing if landing.column != VARIANT or _is_exact(field.type) else replace(landing, column='VARCHAR')
+
+
+def _is_exact(kind: Any) -> bool:
+    """Whether a VARIANT keeps every value inside: what is no whole number of at most 38 digits may become a double."""
+    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind) or is_list(kind):
+        return _is_exact(kind.value_type)
+    if pt.is_map(kind):
+        return _is_exact(kind.key_type) and _is_exact(kind.item_type)
+    if pt.is_struct(kind):
+        return all(_is_exact(field.type) for field in kind)
+    if pt.is_decimal(kind):
+        return bool(kind.scale == 0 and kind.precision <= _MOST_DIGITS)
+    return not pt.is_floating(kind)
 
 
 def _fitting(field: pa.Field[Any]) -> pa.Field[Any]:
@@ -100,6 +122,8 @@ def cast_of(column: str, expression: str) -> str:
     """SQL that makes a value of a column's type of an expression that gives its text (see `texts`)."""
     if column.startswith('BINARY'):
         return f"TO_BINARY({expression}, 'HEX')"
+    if column == VARIANT:
+        return f'PARSE_JSON({expression})'
     return expression if column == 'VARCHAR' else f'CAST({expression} AS {column})'
 
 
@@ -112,26 +136,38 @@ def texts(column: Any) -> Any:
 
 def json_arrays(batch: pa.RecordBatch) -> Any:
     """One JSON array of texts for each row of a wire batch."""
-    return _rows(batch, '[', [''] * batch.num_columns, ']')
+    values = [_json_value(name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)]
+    return pc.binary_join_element_wise('[', pc.binary_join_element_wise(*values, ','), ']', '')
 
 
-def json_objects(batch: pa.RecordBatch) -> Any:
-    """One JSON object of texts for each row of a wire batch, with the names of its columns."""
-    names = [json.dumps(name, ensure_ascii=False) + ':' for name in batch.schema.names]
-    return _rows(batch, '{', names, '}')
+def json_objects(batch: pa.RecordBatch, nested: Collection[str] = ()) -> Any:
+    """One JSON object of texts for each row of a wire batch, with the names of its columns.
+
+    `nested` names columns whose texts are JSON already. One that is null is left out: a VARIANT takes the null of JSON
+    for a value.
+    """
+    members = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        value = column if name in nested else _json_value(name, column)
+        members.append(pc.binary_join_element_wise(f',{json.dumps(name, ensure_ascii=False)}:', value, ''))
+    # Joining with null_handling='skip' would drop a row of nothing but nulls.
+    listed = pc.binary_join_element_wise(*[pc.fill_null(member, '') for member in members], '')
+    return pc.binary_join_element_wise('{', pc.utf8_slice_codeunits(listed, 1), '}', '')
 
 
-def _rows(batch: pa.RecordBatch, opening: str, before: Sequence[str], closing: str) -> Any:
-    parts: list[Any] = []
-    for number, (name, column) in enumerate(zip(batch.schema.names, batch.columns, strict=True)):
-        try:
-            values = json_text(texts(column))
-        except SchemaError as error:
-            raise SchemaError(
-                f'column {name_out(name)!r}: {error.message}', hint="loading_method='stage' can"
-            ) from error
-        parts += [(',' if number else opening) + before[number], pc.fill_null(values, 'null')]
-    return pc.binary_join_element_wise(*parts, closing, '')
+def _json_value(name: str, column: Any) -> Any:
+    try:
+        return pc.fill_null(json_text(texts(column)), 'null')
+    except SchemaError as error:
+        raise SchemaError(f'column {name_out(name)!r}: {error.message}', hint="loading_method='stage' can") from error
+
+
+def selected(name: str, kind: str) -> str:
+    """A column of a table as it is read in a query for `read_schema`: nested values as JSON."""
+    return f'TO_JSON({quote(name)})' if kind in _NESTED else quote(name)
+
+
+_NESTED = {VARIANT, 'ARRAY', 'OBJECT'}
 
 
 def read_schema(columns: Mapping[str, str]) -> pa.Schema:

@@ -4,7 +4,7 @@
     BEGIN NAME amp_...                              the name says which stream and epoch it is of
     SELECT CURRENT_TRANSACTION()
     DELETE (or UPDATE ... marked) the runs of an undo
-    COPY INTO / INSERT ... SELECT                   as many rows as were sent, or nothing
+    COPY INTO / INSERT ... SELECT                   as many rows as were sent, or nothing; nested values by PARSE_JSON
     UPDATE amp_stream_state ... WHERE epoch = ?     one row, or ROLLBACK
     COMMIT
 
@@ -83,7 +83,7 @@ class Work:
         if rows is not None:
             rows.finish()
         session = self._session = (rows.session() if rows is not None else None) or self._loader.sessions.take()
-        staged = rows.table(session) if rows is not None and self.keys else None
+        staged = rows.table(session) if rows is not None and (self.keys or rows.by_table) else None
         reached('transaction.before')
         session.run(f'BEGIN NAME {self._name}')
         [(transaction,)] = session.run('SELECT CURRENT_TRANSACTION()')
@@ -101,7 +101,7 @@ class Work:
         reached('commit.before')
         session.run('COMMIT')
         reached('commit.after')
-        self._give_back(session, staged or (rows.table(session) if rows is not None and rows.session() else None))
+        self._give_back(session, staged)
 
     def rollback(self) -> None:
         """Forget it all. Never raises for a connection that is gone."""
@@ -118,11 +118,10 @@ class Work:
 
     def _take(self, session: Session, rows: Rows, staged: str | None, images: str | None) -> None:
         table = quoted(self._table)
-        if staged is None:
-            if rows.into(session, table) != self._written:
-                raise lost_rows(self._loader)
-        else:
+        if staged is not None and self.keys:
             replace_by_key(session, table, staged, rows, [name_in(key) for key in self.keys], images)
+        elif rows.into(session, table, staged) != self._written:
+            raise lost_rows(self._loader)
         reached('rows.copied')
 
     def _give_back(self, session: Session, temporary: str | None) -> None:

@@ -1,7 +1,8 @@
 """The ways in which rows come to Snowflake before a transaction takes them: files in a stage, or a temporary table.
 
 A way takes batches as they come (`write`), finishes (`finish`: everything is at Snowflake, nothing is visible), and
-says then where the rows are: files to COPY from, or a temporary table of one session.
+says then where the rows are: files to COPY from, or a temporary table of one session. Nested values travel as JSON and
+become a VARIANT on their way out of a temporary table: COPY by column names would make one text of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from amp.loaders.arrow_types import wire_schema
 from amp.loaders.points import reached
 from amp.loaders.snowflake.connect import Session
 from amp.loaders.snowflake.files import ParquetFiles, put_statement
-from amp.loaders.snowflake.types import cast_of, joined, json_arrays, landings, name_in, texts, wire_of
+from amp.loaders.snowflake.types import VARIANT, cast_of, joined, json_arrays, landings, name_in, texts, wire_of
 from amp.loaders.sql import quote
 
 if TYPE_CHECKING:
@@ -40,10 +41,14 @@ _INSERT_BYTES = 1024**2
 
 
 class Rows(Protocol):
-    """The rows of one unit on their way. `select` gives their columns, in the order of `names`."""
+    """The rows of one unit on their way.
+
+    `select` gives their columns, in the order of `names`; `by_table`: they go through a temporary table.
+    """
 
     names: list[str]
     select: list[str]
+    by_table: bool
 
     def write(self, batch: pa.RecordBatch) -> int:
         """Take rows as they came from the source."""
@@ -51,8 +56,8 @@ class Rows(Protocol):
     def finish(self) -> int:
         """Everything is at Snowflake now; the number of rows."""
 
-    def into(self, session: Session, table: str) -> int:
-        """Put the rows into a quoted table, by one statement; their number."""
+    def into(self, session: Session, table: str, staged: str | None = None) -> int:
+        """Put the rows into a quoted table, by one statement; their number. `staged`: the table by which they go."""
 
     def table(self, session: Session) -> str:
         """The quoted temporary table of `session` that holds the rows, numbered. No transaction may be open."""
@@ -82,7 +87,13 @@ class _Way:
         self._landed = landings(schema)
         self._rows = 0
         self.names = [name_in(name) for name in schema.names]
-        self.select = [quote(name) for name in self.names]
+        # In what a temporary table carries a column.
+        self._carried = ['VARCHAR' if landing.column == VARIANT else landing.column for landing in self._landed]
+        self.by_table = VARIANT in {landing.column for landing in self._landed}
+        self.select = [
+            cast_of(VARIANT, quote(name)) if landing.column == VARIANT else quote(name)
+            for name, landing in zip(self.names, self._landed, strict=True)
+        ]
 
     def _wire(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         wire = wire_of(batch, self._landed)
@@ -96,11 +107,15 @@ class _Way:
         wires = zip(self.names, wire_schema(self._landed).types, strict=True)
         return pa.schema([*wires, *([(ROW, pa.int64())] if self._numbered else [])])
 
+    def into(self, session: Session, table: str, staged: str | None = None) -> int:
+        listed = ', '.join(quote(name) for name in self.names)
+        return session.count(f'INSERT INTO {table} ({listed}) SELECT {", ".join(self.select)} FROM {staged}')
+
     def _columns(self, *, hexadecimal: bool = False) -> str:
         """The columns of a temporary table for the rows; `hexadecimal`: bytes come as text."""
         listed = [
-            f'{quote(name)} {"VARCHAR" if hexadecimal and landing.column.startswith("BINARY") else landing.column}'
-            for name, landing in zip(self.names, self._landed, strict=True)
+            f'{quote(name)} {"VARCHAR" if hexadecimal and kind.startswith("BINARY") else kind}'
+            for name, kind in zip(self.names, self._carried, strict=True)
         ]
         return ', '.join([*listed, *([f'{quote(ROW)} NUMBER(19,0)'] if self._numbered else [])])
 
@@ -124,9 +139,11 @@ class StagedFiles(_Way):
         reached('files.staged')
         return rows
 
-    def into(self, session: Session, table: str) -> int:
+    def into(self, session: Session, table: str, staged: str | None = None) -> int:
         if not self._rows:
             return 0
+        if staged is not None:
+            return super().into(session, table, staged)
         result = session.run(f'COPY INTO {table} FROM @{STAGE}/{self._folder}/ {_COPY}')
         # Without a file to load the answer is one sentence instead of a row a file.
         return sum(int(row[3]) for row in result if len(row) > 3)
@@ -159,6 +176,7 @@ class _TemporaryRows(_Way):
 
     def __init__(self, loader: SnowflakeLoader, schema: pa.Schema, folder: str, *, numbered: bool) -> None:
         super().__init__(loader, schema, folder, numbered=numbered)
+        self.by_table = True
         self._session = loader.sessions.take()
         try:
             self._table = _temporary(self._session, self._columns(hexadecimal=self._hexadecimal))
@@ -170,10 +188,6 @@ class _TemporaryRows(_Way):
         self._session.run('COMMIT')
         reached('files.staged')
         return self._rows
-
-    def into(self, session: Session, table: str) -> int:
-        listed = ', '.join(quote(name) for name in self.names)
-        return session.count(f'INSERT INTO {table} ({listed}) SELECT {", ".join(self.select)} FROM {self._table}')
 
     def table(self, session: Session) -> str:
         return self._table
@@ -190,7 +204,7 @@ class InsertedRows(_TemporaryRows):
     """`INSERT ... SELECT` from JSON that is bound to the statement: no stage, no files, for few rows."""
 
     def write(self, batch: pa.RecordBatch) -> int:
-        columns = [landing.column for landing in self._landed] + ['NUMBER(19,0)'] * self._numbered
+        columns = self._carried + ['NUMBER(19,0)'] * self._numbered
         selected = ', '.join(cast_of(column, f'f.value[{i}]::VARCHAR') for i, column in enumerate(columns))
         insert = f'INSERT INTO {self._table} SELECT {selected} FROM TABLE(FLATTEN(INPUT => PARSE_JSON(?))) f'
         for part in _slices(self._wire(batch)):
@@ -208,8 +222,8 @@ class PandasRows(_TemporaryRows):
     def __init__(self, loader: SnowflakeLoader, schema: pa.Schema, folder: str, *, numbered: bool) -> None:
         super().__init__(loader, schema, folder, numbered=numbered)
         self.select = [
-            cast_of(landing.column, quote(name)) if landing.column.startswith('BINARY') else quote(name)
-            for name, landing in zip(self.names, self._landed, strict=True)
+            cast_of(landing.column, quote(name)) if landing.column.startswith('BINARY') else value
+            for name, value, landing in zip(self.names, self.select, self._landed, strict=True)
         ]
 
     def write(self, batch: pa.RecordBatch) -> int:

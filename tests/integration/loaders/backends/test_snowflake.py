@@ -30,7 +30,7 @@ from amp.streaming.types import BatchIdentifier
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
-from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_base_types import ROW, BaseTypeTests, values
 from tests.support.ports import free_port
 from tests.support.snowflake import is_real
 from tests.support.snowpipe import snowpipe
@@ -156,6 +156,20 @@ def db(config, table):
             loader.own.run(f'DROP TABLE IF EXISTS {quoted(name)}')
         if loader.columns(TABLE):
             loader.own.run(f'DELETE FROM {TABLE} WHERE table_name = ?', (table,))
+
+
+METHODS = ('stage', 'insert', 'pandas', 'snowpipe_streaming')
+CHANNEL_KEYS = ('streaming_url', 'token', 'authenticator')
+
+
+@pytest.fixture
+def channel_of_own(config):
+    """What a configuration needs for Snowpipe Streaming into the schema of the test."""
+    if is_real():
+        yield {key: config.get(key) for key in CHANNEL_KEYS}
+        return
+    with snowpipe(config) as server:
+        yield {'streaming_url': server.url, 'token': 'a-token', 'authenticator': 'snowflake'}
 
 
 @pytest.fixture
@@ -392,6 +406,60 @@ def test_numbers_that_snowflake_has_not_are_refused_by_column_and_land_as_text(d
         (str(2**256 - 1), str(2**250)),
         ('7', '7'),
     ]
+
+
+def nested_rows() -> pa.Table:
+    entry = pa.struct([('address', pa.binary(20)), ('keys', pa.list_(pa.binary(32))), ('n', pa.uint64())])
+    return pa.table(
+        {
+            'access_list': pa.array(
+                [[{'address': b'\x02' * 20, 'keys': [b'\x03' * 32], 'n': 2**64 - 1}, None], [], None], pa.list_(entry)
+            ),
+            'one': pa.array([{'address': None, 'keys': [], 'n': 0}, None, None], entry),
+            'pairs': pa.array([[('a "quoted"\n \\', 1)], [], None], pa.map_(pa.string(), pa.int32())),
+            'big': pa.array([[Decimal('9' * 38)], [None], None], pa.list_(pa.decimal128(38, 0))),
+            'prices': pa.array([[0.1, None], [], None], pa.list_(pa.float64())),
+            'wide': pa.array([[Decimal(2**250)], [], None], pa.list_(pa.decimal256(76, 0))),
+            'block_num': [1, 2, 3],
+        }
+    )
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_nested_columns_are_variants_where_those_keep_every_number(config, table, method, request):
+    change = {'loading_method': method}
+    if method == 'snowpipe_streaming':
+        change = {key: request.getfixturevalue('channel_of_own')[key] for key in CHANNEL_KEYS} | change
+    rows = nested_rows()
+    with SnowflakeLoader({**config, **change}) as db:
+        stream(db, table, ResponseBatch.data_batch(rows.to_batches()[0], response(eth(0, 9, '0xa')).metadata))
+        kinds = {name: kind.partition('(')[0] for name, kind in db.columns(table).items()}
+        assert [kinds[name] for name in ('ACCESS_LIST', 'ONE', 'PAIRS', 'BIG')] == ['VARIANT'] * 4
+        assert [kinds[name] for name in ('PRICES', 'WIDE')] == ['VARCHAR'] * 2
+        back = db.scan(table).read_all().sort_by('block_num')
+        assert values(back.rename_columns({'block_num': ROW})) == values(rows.rename_columns({'block_num': ROW}))
+        inside = db.own.run(
+            f'SELECT access_list[0]:n::NUMBER(20,0), access_list[0]:address::VARCHAR, ARRAY_SIZE(access_list), '
+            f'pairs[0]:key::VARCHAR, big[0]::NUMBER(38,0) FROM {quoted(table)} WHERE block_num = 1'
+        )
+        assert inside == [(2**64 - 1, '0x' + '02' * 20, 2, 'a "quoted"\n \\', int('9' * 38))]
+        nulls = db.own.run(f'SELECT COUNT(*) - COUNT(access_list), COUNT(*) - COUNT(one) FROM {quoted(table)}')
+        assert nulls == [(1, 2)], 'what is null is NULL, not the null of JSON'
+
+
+def test_nested_columns_are_parsed_inside_the_transaction_and_copied_before_it(config, table, recorded):
+    notes, _ = recorded
+    batch = nested_rows().to_batches()[0]
+    with SnowflakeLoader({**config, 'pool_size': 1}) as db:
+        stream(db, table, ResponseBatch.data_batch(batch, response(eth(0, 9, '0xa')).metadata))
+        notes['pool'].clear()
+        stream(db, table, ResponseBatch.data_batch(batch, response(eth(0, 10, '0xb')).metadata))
+    taken, unit = split_at_second_begin(notes['pool'])
+    assert kinds(taken)[4:] == ['PUT', 'CREATE TEMPORARY', 'COPY INTO', 'COMMIT']
+    assert [sql.split()[0] for sql in unit] == ['BEGIN', 'SELECT', 'DELETE', 'INSERT', 'UPDATE', 'COMMIT', 'DROP']
+    assert '"ACCESS_LIST" VARCHAR' in taken[5]
+    assert 'PARSE_JSON("ACCESS_LIST")' in unit[3]
+    assert 'PARSE_JSON("PRICES")' not in unit[3]
 
 
 def test_history_is_kept_where_it_is_wished(config, table):
