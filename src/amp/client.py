@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 from amp.config.connection_manager import ConnectionManager
 from amp.config.label_manager import LabelManager
 from amp.errors import ConfigError
+from amp.flight.protocol import parse_endpoint
 from amp.flight.transport import CONNECT_TIMEOUT, KEEPALIVE, FlightTransport
 from amp.query import Query
 
 if TYPE_CHECKING:
+    from amp.auth.tokens import LoginToken
     from amp.loaders.base import DataLoader
 
 __all__ = ['Client']
@@ -23,8 +25,9 @@ __all__ = ['Client']
 class Client:
     """Asks the Amp server at `url` (`grpc://host[:port]`, `grpc+tls://` with TLS; port 1602). Use it in many threads.
 
-    `query_url` is another name of `url`. `auth_token` is sent as bearer token; the default is AMP_AUTH_TOKEN.
-    `label_dir` is where the files of labels are, the default is AMP_LABEL_DIR. `connect_timeout` (seconds) bounds the
+    `query_url` is another name of `url`. Sent as bearer token is `auth_token`, else AMP_AUTH_TOKEN, else, with `auth=True`,
+    that of the login which `amp auth login` (or another of Amp's tools) has left, renewed in time; it is not sent without
+    TLS, except to this machine. `label_dir` is where the files of labels are, the default is AMP_LABEL_DIR. `connect_timeout` (seconds) bounds the
     plan of a query, never a result; `keepalive` (seconds) is the pause between pings on a silent connection;
     `tls_root_certs` are PEM certificates to trust. The connection is made with the first query. Raises ConfigError for a URL or token that cannot be meant.
     """
@@ -35,6 +38,7 @@ class Client:
         *,
         query_url: str | None = None,
         auth_token: str | None = None,
+        auth: bool = False,
         label_dir: str | Path | None = None,
         connect_timeout: float | None = CONNECT_TIMEOUT,
         keepalive: float | None = KEEPALIVE,
@@ -49,12 +53,17 @@ class Client:
         self._settings = {
             'url': server,
             'auth_token': token,
+            'auth': auth,
             'connect_timeout': connect_timeout,
             'keepalive': keepalive,
             'tls_root_certs': tls_root_certs,
         }
         self.transport = FlightTransport(
-            server, token, connect_timeout=connect_timeout, keepalive=keepalive, tls_root_certs=tls_root_certs
+            server,
+            _login(server) if auth and token is None else token,
+            connect_timeout=connect_timeout,
+            keepalive=keepalive,
+            tls_root_certs=tls_root_certs,
         )
         self.label_manager = LabelManager(label_dir)
         self.connection_manager = ConnectionManager()
@@ -134,3 +143,15 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _login(url: str) -> LoginToken:
+    from amp.auth.tokens import LoginToken
+
+    endpoint = parse_endpoint(url)
+    if not endpoint.tls and not endpoint.is_loopback:
+        raise ConfigError(
+            f'the token of your login is not sent to {endpoint}, which has no TLS',
+            hint=f'is it grpc+tls://{endpoint.host}? a token for it alone goes into auth_token= or AMP_AUTH_TOKEN',
+        )
+    return LoginToken()

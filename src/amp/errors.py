@@ -49,16 +49,27 @@ __all__ = [
     'redact',
 ]
 
-_USERINFO = re.compile(r'(?P<scheme>[a-z][a-z0-9+.\-]*://)(?P<user>[^:@/\s]*):(?P<password>[^@\s]*)@', re.IGNORECASE)
-_SECRET_PARAMETER = re.compile(
-    r'(?P<key>\b[\w-]*(?:password|passwd|secret|token|private_key|api_key)[\w-]*)=(?P<value>[^&\s]+)', re.IGNORECASE
-)
+_SCHEME = r'(?P<scheme>[a-z][a-z0-9+.\-]*://)'
+_USER = r'(?P<user>[^:@/\s]*)'
+_HUSHED = r'(?P<key>[\w.-]*(?:password|passwd|secret|token|credential|(?:private|api|account|access|sas)[_-]?key)[\w-]*'
+# A password may hold an @: it ends at the last one of its word.
+_USERINFO = re.compile(rf'{_SCHEME}{_USER}:(?P<password>\S*)@', re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf'\b{_HUSHED})=(?P<value>\'[^\']*\'|"[^"]*"|[^&\s]+)', re.IGNORECASE)
+_SECRET_ITEM = re.compile(rf'\b{_HUSHED}["\']\s*:\s*)(?P<value>\'[^\']*\'|"[^"]*")', re.IGNORECASE)
+# Where the text is a URL and nothing else, a password may hold spaces too.
+_ONE_URL = re.compile(rf'^{_SCHEME}(?:(?!://).)*$', re.IGNORECASE | re.DOTALL)
+_WHOLE_USERINFO = re.compile(rf'^{_SCHEME}{_USER}:(?P<password>.*)@', re.IGNORECASE | re.DOTALL)
+_WHOLE_PARAMETER = re.compile(rf'(?<=[?&]){_HUSHED})=(?P<value>[^&]+)', re.IGNORECASE)
 
 
 def redact(text: str) -> str:
     """`text` with the passwords of URLs and the values of secret-looking parameters replaced by `***`."""
+    if _ONE_URL.match(text):
+        text = _WHOLE_USERINFO.sub(r'\g<scheme>\g<user>:***@', text)
+        text = _WHOLE_PARAMETER.sub(r'\g<key>=***', text)
     text = _USERINFO.sub(r'\g<scheme>\g<user>:***@', text)
-    return _SECRET_PARAMETER.sub(r'\g<key>=***', text)
+    text = _SECRET_PARAMETER.sub(r'\g<key>=***', text)
+    return _SECRET_ITEM.sub(r"\g<key>'***'", text)
 
 
 class AmpError(Exception):

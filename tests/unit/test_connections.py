@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import time
+import traceback
+
 import pytest
 
 from amp import Client
 from amp.config.connection_manager import ConnectionManager
-from amp.errors import ConfigError
+from amp.config.source import source, token_for
+from amp.errors import ConfigError, redact
+from amp.streaming.resilience import ResilienceConfig
 
 pytestmark = pytest.mark.unit
 
@@ -138,3 +144,153 @@ def test_a_client_knows_the_names(places):
         assert client.list_connections() == {'mine': 'duckdb', 'other': 'duckdb'}
         with pytest.raises(ConfigError, match="no connection 'third'"):
             client.make_loader('third')
+
+
+def test_tables_inside_a_connection_are_merged_key_by_key_too(places, monkeypatch):
+    project, user = places
+    project.write_text(
+        '[connections.pg]\nurl = "postgresql://me@host/db"\n[connections.pg.resilience]\npreset = "production"\n'
+    )
+    user.write_text(
+        '[connections.pg]\nhost = "elsewhere"\npassword = "env:PW"\n'
+        '[connections.pg.resilience]\npreset = "off"\nretry = {max_retries = 9}\n'
+    )
+    monkeypatch.setenv('PW', 'hush')
+    found = ConnectionManager().get('pg')
+    assert found.config() == {
+        'url': 'postgresql://me@host/db',
+        'password': 'hush',
+        'resilience': {'preset': 'production', 'retry': {'max_retries': 9}},
+    }
+    assert found.settings['resilience.preset'].origin == str(project)
+    assert found.settings['resilience.retry.max_retries'].origin == str(user)
+    monkeypatch.setenv('AMP_CONN_PG', '{"resilience": "patient"}')
+    assert ConnectionManager().get('pg').config()['resilience'] == 'patient'
+
+
+def test_secrets_in_tables_inside_are_read_and_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv('HUSH', 'hush')
+    manager = ConnectionManager()
+    config = {
+        'root': 'file:///data/lake',
+        'storage_options': {'aws_secret_access_key': 'env:HUSH', 'account_key': 'hush'},
+        'catalog_config': {'uri': 'postgresql://me:hush@host/db'},
+    }
+    manager.configure('lake', 'deltalake', config)
+    found = manager.get('lake')
+    assert found.config()['storage_options'] == {'aws_secret_access_key': 'hush', 'account_key': 'hush'}
+    assert found.config()['root'] == 'file:///data/lake'
+    assert 'hush' not in f'{found} {[setting.shown for setting in found.settings.values()]}'
+
+
+def test_the_loader_is_that_of_the_url_wherever_it_stands(places, monkeypatch):
+    places[0].write_text('[connections.my-db]\nurl = "duckdb:///x.db"\n')
+    monkeypatch.setenv('AMP_CONN_MY_DB', '{"resilience": "off"}')
+    assert ConnectionManager().names() == ['my-db']
+    assert ConnectionManager().get('my-db').loader == 'duckdb'
+    places[0].write_text('[connections.x]\nurl = "env:SOMEWHERE"\n')
+    with pytest.raises(ConfigError, match='its loader cannot be told'):
+        ConnectionManager().get('x')
+
+
+def test_a_preset_from_a_file_reaches_the_loader(places, tmp_path):
+    places[0].write_text('[connections.a]\nurl = "duckdb:///a.db"\nresilience = "production"\n')
+    with Client('grpc://localhost:1') as client:
+        assert client.make_loader('a').attempts.config == ResilienceConfig.from_config('production')
+        assert client.make_loader('a', {'resilience': 'off'}).attempts.config == ResilienceConfig.from_config('off')
+        by_url = client.make_loader('duckdb:///a.db?resilience=patient')
+        assert by_url.attempts.config == ResilienceConfig.from_config('patient')
+        with pytest.raises(ConfigError, match="no resilience preset 'wild'"):
+            client.make_loader('duckdb:///a.db?resilience=wild')
+
+
+# The server that is meant
+
+
+def test_a_token_is_for_its_own_server_alone(places, monkeypatch):
+    project, user = places
+    monkeypatch.setenv('HUSH', 'hush')
+    project.write_text('[source]\nurl = "grpc://theirs"\n')
+    user.write_text('[source]\nurl = "grpc+tls://mine"\ntoken = "env:HUSH"\n')
+    assert source()['url'].value == 'grpc://theirs'
+    assert token_for('grpc://theirs') == (None, False)
+    project.unlink()
+    assert token_for('grpc+tls://mine') == ('hush', False)
+    assert token_for('grpc+tls://other') == (None, False)
+    user.write_text('[source]\nurl = "grpc+tls://mine"\nauth = true\n')
+    assert token_for('grpc+tls://mine') == (None, True)
+
+
+def test_a_folder_of_somebody_else_gets_no_login(places):
+    places[0].write_text('[source]\nurl = "grpc+tls://theirs"\nauth = true\n')
+    with pytest.raises(ConfigError, match='auth belongs into your own'):
+        token_for('grpc+tls://theirs')
+
+
+# Texts that must not hold a secret
+
+HOSTILE = ['pa%40ss', 'p@ss:w/rd', 'пароль', 'a b&c', 'hush#x?y', '%zz', "';drop"]
+
+
+@pytest.mark.parametrize('password', HOSTILE)
+def test_no_password_of_a_url_is_in_an_error_a_repr_or_a_log(password, monkeypatch, caplog):
+    url = f'postgresql://me:{password}@[bad/db?password={password}'
+    monkeypatch.setenv('AMP_CONN_PG', url)
+    told = []
+    with Client('grpc://localhost:1') as client:
+        for connection in ('pg', url):
+            with pytest.raises(ConfigError) as raised:
+                client.make_loader(connection)
+            told += [*traceback.format_exception(raised.value), repr(client)]
+        told += [
+            repr(client.connection_manager.get('pg').settings),
+            client.connection_manager.get('pg').settings['url'].shown,
+        ]
+    shown = ''.join(told) + caplog.text
+    assert password not in shown
+    assert not any(part in shown for part in re.split('[@:/ ]', password) if len(part) > 3)
+
+
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('cannot reach postgresql://me:p@ss@host/db now', 'cannot reach postgresql://me:***@host/db now'),
+        ('grpc://a:1602 and pg://me:x@b', 'grpc://a:1602 and pg://me:***@b'),
+        ("host=a password='two words' dbname=b", 'host=a password=*** dbname=b'),
+        ("{'s3.secret-access-key': 'abc', 'region': 'x'}", "{'s3.secret-access-key': '***', 'region': 'x'}"),
+        ('{"password": "abc"}', '{"password": \'***\'}'),
+        ('refuses the token: it is old', 'refuses the token: it is old'),
+        ('https://h/x?sig=1&sas_key=a b&z=1', 'https://h/x?sig=1&sas_key=***&z=1'),
+    ],
+)
+def test_what_redact_takes_out(text, shown):
+    assert redact(text) == shown
+
+
+def test_a_variable_that_does_not_parse_keeps_its_password(monkeypatch):
+    monkeypatch.setenv('AMP_CONN_PG', '{"password": "hush"')
+    with pytest.raises(ConfigError, match='AMP_CONN_PG is neither') as raised:
+        ConnectionManager().get('pg')
+    assert raised.value.__cause__ is None
+    assert raised.value.__context__ is None
+
+
+def test_a_command_for_a_secret_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr('amp.config.secrets._SECONDS', 0.3)
+    started = time.monotonic()
+    with pytest.raises(ConfigError, match='no answer within 0') as raised:
+        secret("cmd:sh -c 'printf hu%s sh; sleep 60'")
+    assert time.monotonic() - started < 30
+    assert 'hu' + 'sh' not in ''.join(traceback.format_exception(raised.value))
+
+
+def test_a_command_that_fails_shows_nothing_it_said():
+    with pytest.raises(ConfigError, match='ended with 3') as raised:
+        secret("cmd:sh -c 'printf hu%s sh; printf hu%s sh >&2; exit 3'")
+    assert 'hu' + 'sh' not in ''.join(traceback.format_exception(raised.value))
+
+
+def test_a_file_that_does_not_parse_says_its_line(places):
+    places[0].write_text('[connections.x]\nurl = "duckdb:///x.db"\nhost = \n')
+    with pytest.raises(ConfigError, match='line 3'):
+        ConnectionManager().get('x')

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from amp.cli.auth import auth
 from amp.cli.backfill import backfill
 from amp.cli.conn import config, conn
 from amp.cli.demo import demo
@@ -58,5 +59,6 @@ def _amp(
 
 for _command in (query, plan, load, stream, run, backfill, status, verify, serve, demo, doctor, loaders):
     app.command()(_command)
+app.add_typer(auth, name='auth')
 app.add_typer(conn, name='conn')
 app.add_typer(config, name='config')

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amp.cli.console import command, interruptible, note, paint
-from amp.cli.inputs import AsJson, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
+from amp.cli.inputs import AsJson, Auth, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
 from amp.cli.labels import Joins, KeepAll, Labels, add_labels, typed_labels
-from amp.cli.load import Name, Options, TableName, To
+from amp.cli.load import Name, Options, Preset, TableName, To, with_preset
 from amp.cli.progress import Reporter, progress_row
+from amp.cli.server import open_client
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -55,7 +56,9 @@ def backfill(
     join: Joins = None,
     left: KeepAll = False,
     option: Options = None,
+    preset: Preset = None,
     token: Token = None,
+    auth: Auth = False,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
@@ -66,20 +69,19 @@ def backfill(
     if follow and end is not None:
         raise typer.BadParameter('--follow goes on from the head, so it has no --end')
     labels = typed_labels(label, join, left=left)
-    options: dict[str, Any] = {**key_values(option or [])}
+    options: dict[str, Any] = {**key_values(option or []), **with_preset(preset)}
     if name:
         options['name'] = name
     url, text = server_and_sql(url, sql)
     from amp.backfill.executor import ParallelStreamExecutor
     from amp.backfill.plan import newest_block
-    from amp.client import Client
     from amp.errors import redact
     from amp.loaders.settings import StreamSettings
     from amp.streaming.parallel import ParallelConfig
 
     with interruptible() as stop, contextlib.ExitStack() as stack:
         stack.enter_context(answering_metrics(metrics))
-        client = stack.enter_context(Client(url, auth_token=token))
+        client = stack.enter_context(open_client(url, token, auth=auth))
         options |= {'settings': StreamSettings(stop=stop), **add_labels(client, labels)}
         config = ParallelConfig(
             workers,

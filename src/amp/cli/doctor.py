@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from amp.cli.console import command, emit, interruptible, paint
-from amp.cli.inputs import AsJson, Token
+from amp.cli.inputs import AsJson, Auth, Token
+from amp.cli.server import open_client
 
 __all__ = ['doctor']
 
@@ -36,12 +37,13 @@ def doctor(
     source: Annotated[str | None, typer.Option('--source', '-s', metavar='URL', help='The Amp server to ask.')] = None,
     to: Annotated[list[str] | None, typer.Option('--to', help='A destination to reach; repeatable.')] = None,
     token: Token = None,
+    auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
     """Check versions, drivers, the server, destinations, the clock and the disk. Exit code 1 when something is wrong."""
     failed = False
     with interruptible():
-        for check in _checks(source, to or [], token):
+        for check in _checks(source, to or [], token, auth=auth):
             failed |= not check.ok
             if as_json:
                 emit('check', what=check.what, ok=check.ok, found=check.found, remedy=check.remedy)
@@ -54,7 +56,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _checks(source: str | None, destinations: list[str], token: str | None) -> Iterator[Check]:
+def _checks(source: str | None, destinations: list[str], token: str | None, *, auth: bool) -> Iterator[Check]:
     import pyarrow as pa
 
     version = platform.python_version()
@@ -65,7 +67,7 @@ def _checks(source: str | None, destinations: list[str], token: str | None) -> I
     free = shutil.disk_usage('.').free
     yield Check('disk', free > _LEAST_FREE, f'{free / 1e9:,.1f} GB free here', 'free some space: a unit needs room')
     if source is not None:
-        yield from _server(source, token)
+        yield from _server(source, token, auth=auth)
     for destination in destinations:
         yield _destination(destination)
 
@@ -102,15 +104,14 @@ def _configuration() -> Iterator[Check]:
     yield Check('configuration', True, f'{len(names)} connections')
 
 
-def _server(url: str, token: str | None) -> Iterator[Check]:
+def _server(url: str, token: str | None, *, auth: bool) -> Iterator[Check]:
     import time
 
-    from amp.client import Client
     from amp.errors import AmpError, redact
 
     where = redact(url)
     try:
-        with Client(url, auth_token=token, connect_timeout=10) as client:
+        with open_client(url, token, auth=auth, connect_timeout=10) as client:
             started = time.perf_counter()
             before = time.time()
             found = client.sql('SELECT CAST(now() AS BIGINT) AS now').to_arrow()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,15 +12,16 @@ from typing import Annotated
 import typer
 
 from amp.cli.console import note
+from amp.cli.server import Auth, Token, default_url
 
-__all__ = ['AsJson', 'Metrics', 'Sql', 'Token', 'Url', 'answering_metrics', 'key_values', 'server_and_sql']
+__all__ = ['AsJson', 'Auth', 'Metrics', 'Sql', 'Token', 'Url', 'answering_metrics', 'key_values', 'server_and_sql']
 
 Url = Annotated[
     str,
     typer.Argument(
         metavar='[URL]',
         show_default=False,
-        help='The Amp server, such as grpc://localhost:1602 or grpc+tls://host; left out, it is AMP_URL.',
+        help='The Amp server, such as grpc://localhost:1602 or grpc+tls://host; left out, it is AMP_URL or that of amp.toml.',
     ),
 ]
 Sql = Annotated[
@@ -31,9 +31,6 @@ Sql = Annotated[
         show_default=False,
         help='The question in SQL; @FILE reads it from a file, - from standard input.',
     ),
-]
-Token = Annotated[
-    str | None, typer.Option('--token', envvar='AMP_AUTH_TOKEN', show_envvar=True, help='The bearer token.')
 ]
 AsJson = Annotated[bool, typer.Option('--json', help='One JSON event a line on standard output.')]
 Metrics = Annotated[
@@ -45,11 +42,13 @@ Metrics = Annotated[
 
 
 def server_and_sql(url: str, sql: str | None) -> tuple[str, str]:
-    """The server and the SQL itself. One argument alone is the SQL, and AMP_URL the server. Raises a usage error."""
+    """The server and the SQL itself. One argument alone is the SQL, and the server is the usual one. Raises a usage error."""
     if sql is None:
-        url, sql = os.environ.get('AMP_URL', ''), url
+        url, sql = default_url(), url
         if not url:
-            raise typer.BadParameter('give the URL of the server and the SQL, or set AMP_URL and give the SQL alone')
+            raise typer.BadParameter(
+                'give the URL of the server and the SQL, or set AMP_URL (or [source] of amp.toml) and give the SQL alone'
+            )
     return url, _read(sql)
 
 

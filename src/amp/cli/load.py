@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from amp.cli.console import command, interruptible
-from amp.cli.inputs import AsJson, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
+from amp.cli.inputs import AsJson, Auth, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
 from amp.cli.labels import Joins, KeepAll, Labels, TypedLabel, add_labels, typed_labels
 from amp.cli.progress import Reporter
+from amp.cli.server import open_client
 
-__all__ = ['load', 'stream']
+__all__ = ['load', 'stream', 'with_preset']
 
 To = Annotated[
     str,
@@ -30,6 +31,12 @@ Name = Annotated[
 ]
 Options = Annotated[
     list[str] | None, typer.Option('--option', '-o', metavar='KEY=VALUE', help='An option of the loader; repeatable.')
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        '--preset', help='How it deals with failures: production, patient or off; instead of what the connection says.'
+    ),
 ]
 Fresh = Annotated[bool, typer.Option('--resume/--no-resume', help='Go on from the recorded position of a stream.')]
 
@@ -50,7 +57,9 @@ def load(
     join: Joins = None,
     left: KeepAll = False,
     option: Options = None,
+    preset: Preset = None,
     token: Token = None,
+    auth: Auth = False,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
@@ -60,7 +69,7 @@ def load(
     position that is kept in the destination: run the same command again and it goes on from there, exactly once.
     """
     labels = typed_labels(label, join, left=left)
-    chosen = (mode, key, name, option, labels, token, metrics)
+    chosen = (mode, key, name, option, preset, labels, token, auth, metrics)
     _load(url, sql, to, table, *chosen, streaming=streaming, resume=resume, as_json=as_json)
 
 
@@ -79,14 +88,27 @@ def stream(
     join: Joins = None,
     left: KeepAll = False,
     option: Options = None,
+    preset: Preset = None,
     token: Token = None,
+    auth: Auth = False,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Follow the chain into a table until Ctrl-C: the same as load --stream."""
     labels = typed_labels(label, join, left=left)
-    chosen = (mode, key, name, option, labels, token, metrics)
+    chosen = (mode, key, name, option, preset, labels, token, auth, metrics)
     _load(url, sql, to, table, *chosen, streaming=True, resume=resume, as_json=as_json)
+
+
+def with_preset(preset: str | None) -> dict[str, Any]:
+    """The option of a load that --preset stands for. Raises a usage error."""
+    if preset is None:
+        return {}
+    from amp.streaming.resilience import PRESETS
+
+    if preset not in PRESETS:
+        raise typer.BadParameter(f'{preset!r} is not a preset; choose one of {", ".join(PRESETS)}')
+    return {'config': {'resilience': preset}}
 
 
 def _load(
@@ -98,8 +120,10 @@ def _load(
     keys: list[str] | None,
     name: str | None,
     pairs: list[str] | None,
+    preset: str | None,
     labels: list[TypedLabel],
     token: str | None,
+    auth: bool,
     metrics: str | None,
     *,
     streaming: bool,
@@ -118,14 +142,14 @@ def _load(
         options['key_columns'] = keys
     if name:
         options['name'] = name
+    options |= with_preset(preset)
     url, text = server_and_sql(url, sql)
-    from amp.client import Client
     from amp.errors import redact
 
     with (
         interruptible() as stop,
         answering_metrics(metrics),
-        Client(url, auth_token=token) as client,
+        open_client(url, token, auth=auth) as client,
         Reporter(f'{table} → {redact(to)}', as_json=as_json) as reporter,
     ):
         reporter.event('start', table=table, destination=redact(to), mode=mode, stream=streaming)

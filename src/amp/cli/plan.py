@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from amp.cli.console import command, emit, interruptible
-from amp.cli.inputs import AsJson, Sql, Token, Url, server_and_sql
+from amp.cli.inputs import AsJson, Auth, Sql, Token, Url, server_and_sql
 from amp.cli.load import TableName, To
+from amp.cli.server import open_client
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,18 +31,18 @@ def plan(
     table: TableName,
     block_column: Annotated[str, typer.Option(help='The column of the query that holds the block.')] = 'block_num',
     token: Token = None,
+    auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a load would do: columns and their types there, blocks, gaps, and about how many rows."""
     url, text = server_and_sql(url, sql)
-    from amp.client import Client
     from amp.loaders.lanes import family, gaps_of, history_of
     from amp.loaders.status import open_destination, server_coverage
     from amp.loaders.urls import is_url, loader_of_url
     from amp.streaming.ledger import StreamKey
 
     with interruptible(), contextlib.ExitStack() as stack:
-        client = stack.enter_context(Client(url, auth_token=token))
+        client = stack.enter_context(open_client(url, token, auth=auth))
         query = client.sql(text)
         schema = query.schema()
         name = loader_of_url(to) if is_url(to) else client.connection_manager.get(to).loader

@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from amp.cli.console import OutputError, command, interruptible, note, paint
-from amp.cli.inputs import Sql, Token, Url, server_and_sql
+from amp.cli.inputs import Auth, Sql, Token, Url, server_and_sql
 from amp.cli.kinds import BINARY, Format, format_of
+from amp.cli.server import open_client
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +52,7 @@ def query(
         int | None, typer.Option('--limit', '-n', min=1, help=f'Stop after so many rows (a table: {_SCREEN_ROWS}).')
     ] = None,
     token: Token = None,
+    auth: Auth = False,
 ) -> None:
     """Ask a question and print or save the answer.
 
@@ -58,10 +60,9 @@ def query(
     """
     chosen = _choose(form, output, streaming=streaming)
     url, text = server_and_sql(url, sql)
-    from amp.client import Client
 
     started = time.monotonic()
-    with interruptible(), Client(url, auth_token=token) as client, contextlib.ExitStack() as stack:
+    with interruptible(), open_client(url, token, auth=auth) as client, contextlib.ExitStack() as stack:
         asked = client.sql(text)
         if chosen is Format.table:
             _show(asked, limit or _SCREEN_ROWS, started)

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from amp.cli.console import command, emit, interruptible, note, paint
-from amp.cli.inputs import AsJson, Metrics, Token, answering_metrics
+from amp.cli.inputs import AsJson, Auth, Metrics, Token, answering_metrics
+from amp.cli.server import open_client
 
 __all__ = ['run']
 
@@ -18,11 +19,11 @@ __all__ = ['run']
 def run(
     file: Annotated[Path, typer.Argument(help='The pipeline, such as pipeline.toml.', show_default=False)],
     token: Token = None,
+    auth: Auth = False,
     metrics: Metrics = None,
     as_json: AsJson = False,
 ) -> None:
     """Run the streams that a file describes until Ctrl-C; one that fails for good is told, and the others go on."""
-    from amp.client import Client
     from amp.errors import AmpError, LoadError
     from amp.loaders.types import LoadResult
     from amp.pipeline import read_pipeline, run_pipeline
@@ -31,7 +32,7 @@ def run(
     failed: list[AmpError] = []
     with interruptible(), answering_metrics(metrics):
         note(f'{len(pipeline.streams)} streams: {", ".join(spec.name for spec in pipeline.streams)}')
-        running = run_pipeline(pipeline, lambda url: Client(url, auth_token=token))
+        running = run_pipeline(pipeline, lambda url: open_client(url, token, auth=auth))
         with contextlib.closing(running) as results:
             for spec, result in results:
                 if isinstance(result, LoadResult):

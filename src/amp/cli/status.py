@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amp.cli.console import command, emit, interruptible, note, paint
-from amp.cli.inputs import AsJson, Token
+from amp.cli.inputs import AsJson, Auth, Token
+from amp.cli.server import open_client
 
 if TYPE_CHECKING:
     from amp.loaders.status import StreamStatus
@@ -34,16 +35,16 @@ def status(
     table: Annotated[str | None, typer.Option('--table', '-t', help='Only the streams of this table.')] = None,
     source: Source = None,
     token: Token = None,
+    auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
     """Show every stream of a destination: position, history, gaps, owner and, with --source, its lag."""
     import contextlib
 
-    from amp.client import Client
     from amp.loaders.status import open_destination, status_of
 
     with interruptible(), contextlib.ExitStack() as stack:
-        client = stack.enter_context(Client(source, auth_token=token)) if source else None
+        client = stack.enter_context(open_client(source, token, auth=auth)) if source else None
         loader = stack.enter_context(open_destination(destination))
         found = [s for s in status_of(loader, client) if table is None or s.info.key.table == table]
     for one in found:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from amp.cli.console import command, emit, interruptible, note, paint
-from amp.cli.inputs import AsJson, Token, server_and_sql
+from amp.cli.inputs import AsJson, Auth, Token, server_and_sql
+from amp.cli.server import open_client
 from amp.cli.status import Destination, Source
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def verify(
         typer.Option('--block-column', help='Holds the block number; default: _block_num, block_num or block_number.'),
     ] = None,
     token: Token = None,
+    auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
     """Hold the rows of a destination against the recorded history and, with --source, against the server.
@@ -46,13 +48,12 @@ def verify(
     if (name or query) and not table:
         raise typer.BadParameter('say which table it is about: --table TABLE')
     text = server_and_sql(source or '', query)[1] if query is not None else None
-    from amp.client import Client
     from amp.errors import VerifyError
     from amp.loaders.status import open_destination
     from amp.loaders.verify import verify as verified
 
     with interruptible(), contextlib.ExitStack() as stack:
-        client = stack.enter_context(Client(source, auth_token=token)) if source else None
+        client = stack.enter_context(open_client(source, token, auth=auth)) if source else None
         loader = stack.enter_context(open_destination(destination))
         reports = verified(loader, table, name=name, source=client, query=text, block_column=block_column)
     for report in reports:

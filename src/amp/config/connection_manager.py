@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from amp.config.files import config_files, project_file, user_file
-from amp.config.secrets import is_reference, looks_secret, resolve
-from amp.errors import ConfigError, redact
+from amp.config.files import config_files, project_file
+from amp.config.secrets import Setting, is_reference, resolved
+from amp.errors import ConfigError
 from amp.loaders.urls import is_url, loader_of_url
 
 __all__ = ['Connection', 'ConnectionManager', 'Setting']
@@ -45,24 +45,8 @@ _WHOLE_NUMBERS = {'port'}
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One value and where it came from. Its repr shows no secret."""
-
-    key: str
-    value: Any = field(repr=False)
-    origin: str
-
-    @property
-    def shown(self) -> str:
-        """The value for a person: a reference as it is, a secret as ***."""
-        if is_reference(self.value):
-            return str(self.value)
-        return '***' if looks_secret(self.key) and self.value else redact(str(self.value))
-
-
-@dataclass(frozen=True)
 class Connection:
-    """A name, its loader, and its settings by key."""
+    """A name, its loader, and its settings by key; those of a table inside by `table.key`."""
 
     name: str
     loader: str
@@ -70,19 +54,16 @@ class Connection:
 
     def config(self) -> dict[str, Any]:
         """What the loader takes, secrets resolved. Raises ConfigError."""
-        return {key: self._resolved(setting) for key, setting in self.settings.items()}
-
-    def _resolved(self, setting: Setting) -> Any:
-        if not is_reference(setting.value):
-            return setting.value
+        where = f'of the connection {self.name!r}'
         project = project_file()
-        if str(setting.value).startswith('cmd:') and project is not None and setting.origin == str(project.resolve()):
-            # A folder that somebody else wrote must not run commands just because a name was used in it.
-            raise ConfigError(
-                f'{setting.key} of the connection {self.name!r} is a command in {setting.origin}, which is not run',
-                hint=f'commands for secrets belong into your own {user_file()}',
-            )
-        return resolve(setting.value)
+        found: dict[str, Any] = {}
+        for setting in self.settings.values():
+            *tables, key = setting.path
+            inside = found
+            for table in tables:
+                inside = inside.setdefault(table, {})
+            inside[key] = resolved(setting, where, project)
+        return found
 
 
 class ConnectionManager:
@@ -100,18 +81,16 @@ class ConnectionManager:
     def names(self) -> list[str]:
         """Every known name, sorted."""
         files = {name for file in config_files() for name in file.connections}
-        variables = {key.removeprefix('AMP_CONN_').lower() for key in os.environ if key.startswith('AMP_CONN_')}
-        return sorted({*self._configured, *files, *variables})
+        known = {*self._configured, *files}
+        spelled = {_variable(name) for name in known}
+        variables = {key for key in os.environ if key.startswith('AMP_CONN_') and key not in spelled}
+        return sorted({*known, *(key.removeprefix('AMP_CONN_').lower() for key in variables)})
 
     def get(self, name: str) -> Connection:
         """The connection of a name. Raises ConfigError for one that is not known, or that does not say its loader."""
         found: dict[str, Setting] = {}
         for origin, layer in self._layers(name):
-            whole = 'url' in layer and not found
-            for key, value in layer.items():
-                found.setdefault(key, Setting(key, value, origin))
-            if whole and 'loader' not in layer:
-                found.setdefault('loader', Setting('loader', loader_of_url(str(layer['url'])), origin))
+            _add(layer, origin, found)
         if not found:
             known = ', '.join(self.names())
             raise ConfigError(
@@ -119,6 +98,8 @@ class ConnectionManager:
                 hint=f'known connections: {known}' if known else 'give a URL such as duckdb:///chain.db',
             )
         loader = found.pop('loader', None)
+        if loader is None and 'url' in found:
+            loader = _loader_of(name, found['url'])
         if loader is None:
             raise ConfigError(
                 f'the connection {name!r} does not say its loader', hint='loader = "postgresql", or url = ...'
@@ -131,7 +112,7 @@ class ConnectionManager:
         if name in self._configured:
             loader, config = self._configured[name]
             layers.append(('the program', {'loader': loader, **config}))
-        variable = f'AMP_CONN_{name.upper().replace("-", "_")}'
+        variable = _variable(name)
         if os.environ.get(variable):
             layers.append((variable, _from_text(variable, os.environ[variable])))
         layers += [
@@ -141,17 +122,61 @@ class ConnectionManager:
 
     @staticmethod
     def _add_system(loader: str, found: dict[str, Setting]) -> None:
-        # A URL says where a server is; only what it leaves out comes from elsewhere.
-        taken = {'host', 'port', 'database', 'url', 'account'} if 'url' in found else set()
+        taken = _said_by_url(found)
+        if 'user' in taken:
+            # The password in a variable is that of another user.
+            taken |= {'password'}
         for key, variables in _SYSTEM.get(loader, {}).items():
             variable = next((v for v in variables if os.environ.get(v)), None)
-            if variable is not None and key not in found and key not in taken and not _has_password(key, found):
+            if variable is not None and key not in found and key not in taken:
                 value: Any = os.environ[variable]
-                found[key] = Setting(key, int(value) if key in _WHOLE_NUMBERS and value.isdigit() else value, variable)
+                number = int(value) if key in _WHOLE_NUMBERS and value.isdigit() else value
+                found[key] = Setting(key, number, variable, (key,))
 
 
-def _has_password(key: str, found: Mapping[str, Setting]) -> bool:
-    return key in {'user', 'username', 'password'} and 'url' in found and '@' in str(found['url'].value)
+def _add(layer: Mapping[str, Any], origin: str, found: dict[str, Setting]) -> None:
+    """What a weaker place says besides."""
+    stronger = [setting.path for setting in found.values()]
+    taken = _said_by_url(found)
+    for path, value in _leaves(layer):
+        # Neither a value beside a table of its name nor the other way round: the stronger place has said it.
+        is_said = any(path[: len(p)] == p or p[: len(path)] == path for p in stronger)
+        if not is_said and path[0] not in taken:
+            setting = Setting('.'.join(path), value, origin, path)
+            found[setting.key] = setting
+
+
+def _leaves(layer: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value with the names that lead to it; an empty table is a value."""
+    for key, value in layer.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
+
+
+def _loader_of(name: str, url: Setting) -> Setting:
+    if is_reference(url.value, 'url'):
+        raise ConfigError(
+            f'the URL of the connection {name!r} is a reference, so its loader cannot be told',
+            hint='add loader = "..."',
+        )
+    return Setting('loader', loader_of_url(str(url.value)), url.origin, ('loader',))
+
+
+def _said_by_url(found: Mapping[str, Setting]) -> set[str]:
+    """A URL says where a server is, and who comes when it has a user: only what it leaves out comes from elsewhere."""
+    if 'url' not in found:
+        return set()
+    before, at, _ = str(found['url'].value).rpartition('@')
+    said = {'host', 'port', 'database', 'url', 'account'}
+    if at:
+        said |= {'user', 'username'}
+    return said | {'password'} if at and ':' in before.partition('://')[2] else said
+
+
+def _variable(name: str) -> str:
+    return f'AMP_CONN_{name.upper().replace("-", "_")}'
 
 
 def _from_text(variable: str, text: str) -> dict[str, Any]:
@@ -160,8 +185,9 @@ def _from_text(variable: str, text: str) -> dict[str, Any]:
         return {'url': text}
     try:
         found = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f'{variable} is neither a URL nor a JSON object') from error
-    if not isinstance(found, dict):
-        raise ConfigError(f'{variable} is neither a URL nor a JSON object')
-    return found
+    except ValueError:
+        # Not chained: the error of a parser carries the text, password and all.
+        found = None
+    if isinstance(found, dict):
+        return found
+    raise ConfigError(f'{variable} is neither a URL nor a JSON object')

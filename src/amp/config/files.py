@@ -25,7 +25,7 @@ __all__ = ['ConfigFile', 'config_files', 'project_file', 'user_file']
 
 NAME = 'amp.toml'
 _SECTIONS = {'source', 'connections'}
-_SOURCE = {'url', 'token'}
+_SOURCE = {'url', 'token', 'auth'}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def _read(path: Path) -> ConfigFile:
         raise ConfigError(f'{path}: there is no section {unknown[0]!r}', hint='sections: source, connections.NAME')
     source, connections = found.get('source', {}), found.get('connections', {})
     if not isinstance(source, dict) or not set(source) <= _SOURCE:
-        raise ConfigError(f'{path}: [source] holds url and token', hint='nothing else')
+        raise ConfigError(f'{path}: [source] holds url and token', hint='and, in your own file, auth')
     if not isinstance(connections, dict) or not all(isinstance(c, dict) for c in connections.values()):
         raise ConfigError(f'{path}: a connection is a section', hint='[connections.warehouse]')
     return ConfigFile(path, source, connections)

@@ -14,14 +14,36 @@ import shlex
 import stat
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from amp.errors import ConfigError, MissingExtraError
+from amp.errors import ConfigError, MissingExtraError, redact
 
-__all__ = ['is_reference', 'looks_secret', 'resolve']
+__all__ = ['Setting', 'is_reference', 'looks_secret', 'resolve', 'resolved']
 
 _SECONDS = 30
-_SECRET_NAME = re.compile(r'pass(word|wd|phrase)?$|secret|token|private_key|api_key', re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r'pass(word|wd|phrase|code)?$|secret|token|credential|connection_string|(private|api|account|access|sas)[_-]?key$',
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value and where it came from; `path` are the names that lead to it. Its repr shows no secret."""
+
+    key: str
+    value: Any = field(repr=False)
+    origin: str
+    path: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The value for a person: a reference as it is, a secret as ***."""
+        if is_reference(self.value, self.key):
+            return str(self.value)
+        return '***' if looks_secret(self.key) and self.value else redact(str(self.value))
 
 
 def looks_secret(key: str) -> bool:
@@ -29,9 +51,13 @@ def looks_secret(key: str) -> bool:
     return bool(_SECRET_NAME.search(key))
 
 
-def is_reference(value: object) -> bool:
-    """True for a text that says where a secret is."""
-    return isinstance(value, str) and value.partition(':')[0] in _READERS and ':' in value
+def is_reference(value: object, key: str = 'secret') -> bool:
+    """True for a text that says where a secret is. `file://` is one only for a key that looks secret: see there."""
+    if not isinstance(value, str) or ':' not in value:
+        return False
+    # A table's place is often a URL of this form.
+    is_place = value.startswith('file://') and not looks_secret(key)
+    return value.partition(':')[0] in _READERS and not is_place
 
 
 def resolve(value: str) -> str:
@@ -41,6 +67,19 @@ def resolve(value: str) -> str:
     if not found:
         raise ConfigError(f'the secret {value!r} is empty')
     return found
+
+
+def resolved(setting: Setting, where: str, project: Path | None) -> Any:
+    """The value itself. Raises ConfigError, which says `where` it is; also for a command in the `project`'s file."""
+    if not is_reference(setting.value, setting.key):
+        return setting.value
+    if str(setting.value).startswith('cmd:') and project is not None and setting.origin == str(project.resolve()):
+        # A folder that somebody else wrote must not run commands just because it was entered.
+        raise ConfigError(
+            f'{setting.key} {where} is a command in {setting.origin}, which is not run',
+            hint='commands for secrets belong into your own amp.toml: amp conn add --user',
+        )
+    return resolve(setting.value)
 
 
 def _from_environment(name: str) -> str:
@@ -64,8 +103,16 @@ def _from_command(text: str) -> str:
     try:
         words = shlex.split(text)
         done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - the user's own command, no shell
-    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        done = None
+    except (OSError, ValueError) as error:
         raise ConfigError(f'the command for a secret did not run: {type(error).__name__}') from error
+    if done is None:
+        # Not chained: what it has said so far may be the secret.
+        raise ConfigError(
+            f'the command for a secret gave no answer within {_SECONDS} s: {words[0]}',
+            hint='does it wait for somebody?',
+        )
     if done.returncode != 0:
         raise ConfigError(f'the command for a secret ended with {done.returncode}: {words[0]}')
     return done.stdout.partition('\n')[0].strip()

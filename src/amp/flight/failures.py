@@ -99,7 +99,9 @@ def _auth(error: BaseException, text: str, where: str, query: str | None) -> Aut
     unauthenticated = isinstance(error, fl.FlightUnauthenticatedError)
     return AuthError(
         f'{where} refuses the token: {text}' if unauthenticated else f'{where} does not allow this: {text}',
-        hint='give a valid one as auth_token= or in AMP_AUTH_TOKEN' if unauthenticated else 'ask for the permission',
+        hint='give a valid one: auth_token=, AMP_AUTH_TOKEN, or amp auth login and auth=True'
+        if unauthenticated
+        else 'ask for the permission',
         endpoint=where,
         query=query,
         code='UNAUTHENTICATED' if unauthenticated else 'PERMISSION_DENIED',

@@ -36,6 +36,7 @@ RESUME_HEADER = 'amp-resume'
 AUTHORIZATION_HEADER = 'authorization'
 DEFAULT_PORT = 1602
 
+_LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 SCHEMES = {'grpc': False, 'grpc+tcp': False, 'grpc+tls': True}
 _MEANT = {'http': 'grpc', 'https': 'grpc+tls', 'grpcs': 'grpc+tls', 'tls': 'grpc+tls', 'tcp': 'grpc', 'amp': 'grpc'}
 
@@ -159,6 +160,11 @@ class Endpoint:
     def location(self) -> str:
         """A Flight location URI."""
         return f'{"grpc+tls" if self.tls else "grpc+tcp"}://{self._authority}'
+
+    @property
+    def is_loopback(self) -> bool:
+        """True for this machine itself."""
+        return self.host in _LOOPBACK
 
     @property
     def _authority(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from amp.auth.tokens import FixedToken, Token
 from amp.errors import AuthError, ConfigError, ConnectError, IncompleteResultError, ProtocolError, SourceError
 from amp.flight.failures import FLIGHT_ERRORS, from_flight
 from amp.flight.protocol import (
@@ -39,7 +40,6 @@ KEEPALIVE = 60.0
 # Enough for 80 MB/s at a round trip of 50 ms.
 _READ_AHEAD = 4 * 1024**2
 _PING_TIMEOUT = 20.0
-_LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 _REUSE_CONNECTION = 'arrow-flight-reuse-connection:'
 
 # gRPC's own log lines (a failed handshake, retried in the background) would stand beside our sentence on stderr.
@@ -50,13 +50,14 @@ class FlightTransport:
     """The way to one Amp server; connects with the first query, and serves several threads.
 
     `connect_timeout` (seconds) bounds the plan of a query, `keepalive` (seconds) is the pause between two pings on a
-    silent connection to another host; None turns them off. Raises ConfigError for a URL or token that cannot be meant.
+    silent connection to another host; None turns them off. `token` is asked for with every call. Raises ConfigError for
+    a URL or token that cannot be meant.
     """
 
     def __init__(
         self,
         url: str,
-        token: str | None = None,
+        token: str | Token | None = None,
         *,
         connect_timeout: float | None = CONNECT_TIMEOUT,
         keepalive: float | None = KEEPALIVE,
@@ -64,7 +65,9 @@ class FlightTransport:
     ) -> None:
         self.endpoint = parse_endpoint(url)
         self.connect_timeout = connect_timeout
-        self.headers = authorization_headers(token)
+        if token is None or isinstance(token, str):
+            authorization_headers(token)
+            token = FixedToken(token)
         self._token = token
         self._keepalive = keepalive
         self._tls_root_certs = tls_root_certs.decode() if isinstance(tls_root_certs, bytes) else tls_root_certs
@@ -80,20 +83,49 @@ class FlightTransport:
 
         Raises ProtocolError for a position that cannot be resumed from.
         """
-        return FlightResult(self, sql, query_headers(self._token, streaming=streaming, resume=resume), streaming)
+        return FlightResult(self, sql, query_headers(streaming=streaming, resume=resume), streaming)
 
     def schema(self, sql: str) -> pa.Schema:
         """The columns of the result, from the plan alone. Raises SourceError."""
-        return Worker(lambda: self.flight_info(sql, query_headers(self._token))).wait().schema
+        return Worker(lambda: self.flight_info(sql, query_headers())).wait().schema
 
     def flight_info(self, sql: str, headers: Headers) -> fl.FlightInfo:
         """The plan of `sql`. Blocks at most `connect_timeout` seconds. Raises SourceError."""
         descriptor = fl.FlightDescriptor.for_command(encode_statement_query(sql))
-        options = _options(headers, self.connect_timeout)
-        try:
+
+        def ask(authorization: Headers) -> fl.FlightInfo:
+            options = _options([*authorization, *headers], self.connect_timeout)
             return self.client(self.endpoint).get_flight_info(descriptor, options)
-        except FLIGHT_ERRORS as error:
-            raise from_flight(error, self.endpoint, sql) from error
+
+        return self._authorized(ask, self.endpoint, sql)[0]
+
+    def do_get(self, endpoint: Endpoint, ticket: fl.Ticket, sql: str) -> tuple[fl.FlightStreamReader, str | None]:
+        """A reader of one part, and the token it was opened with. Blocks until the first message. Raises SourceError."""
+        client = self.client(endpoint)
+        return self._authorized(lambda headers: client.do_get(ticket, _options(headers)), endpoint, sql)
+
+    @property
+    def has_token(self) -> bool:
+        """True when calls carry a token. Raises as the token's source does."""
+        return self._token.current() is not None
+
+    def renew(self, error: SourceError | ProtocolError, sent: str | None) -> bool:
+        """True when the server refused the token that was sent, and there is another one now."""
+        refused = error.context.get('code') == 'UNAUTHENTICATED'
+        return refused and sent is not None and self._token.renew(sent)
+
+    def _authorized(self, call: Callable[[Headers], T], endpoint: Endpoint, sql: str) -> tuple[T, str | None]:
+        """A call with the token of now, which is returned too; once more when it was refused and could be renewed."""
+        is_second = False
+        while True:
+            sent = self._token.current()
+            try:
+                return call(authorization_headers(sent)), sent
+            except FLIGHT_ERRORS as error:
+                failed = from_flight(error, endpoint, sql)
+                if is_second or not self.renew(failed, sent):
+                    raise failed from error
+            is_second = True
 
     def client(self, endpoint: Endpoint) -> fl.FlightClient:
         """The one client for this server. Raises ConfigError after `close`."""
@@ -116,7 +148,7 @@ class FlightTransport:
             ('grpc.http2.lookahead_bytes', _READ_AHEAD),
         ]
         # On loopback the kernel itself reports a server that died, and gRPC servers count pings as abuse.
-        if self._keepalive is not None and endpoint.host not in _LOOPBACK:
+        if self._keepalive is not None and not endpoint.is_loopback:
             timeout = int(min(self._keepalive, _PING_TIMEOUT) * 1000)
             options += [
                 ('grpc.keepalive_time_ms', int(self._keepalive * 1000)),
@@ -161,6 +193,7 @@ class FlightResult:
         self._worker: Worker[Any] | None = None
         self._reader: fl.FlightStreamReader | None = None
         self._cancelled = False
+        self._sent: str | None = None
         self._schema: pa.Schema | None = None
         self._messages = self._read_all()
         self._peeked: list[tuple[pa.RecordBatch, BatchMetadata | None]] = []
@@ -240,17 +273,13 @@ class FlightResult:
                 found.append(parse_endpoint(uri))
         if not found:
             raise SourceError(f'the server sends parts of the result from where amp cannot read: {", ".join(uris)}')
-        if own.tls and self._transport.headers and not all(endpoint.tls for endpoint in found):
+        if own.tls and not all(endpoint.tls for endpoint in found) and self._transport.has_token:
             raise AuthError('the server points to a place without TLS: the token is not sent there', query=self.query)
         return found
 
     def _do_get(self, endpoint: Endpoint, ticket: fl.Ticket) -> fl.FlightStreamReader:
-        options = _options(self._transport.headers)
-        client = self._transport.client(endpoint)
-        try:
-            reader = self._blocking(lambda: client.do_get(ticket, options), discard=_cancel)
-        except FLIGHT_ERRORS as error:
-            raise from_flight(error, endpoint, self.query) from error
+        opened = self._blocking(lambda: self._transport.do_get(endpoint, ticket, self.query), discard=_cancel)
+        reader, self._sent = opened
         with self._lock:
             self._reader = reader
             cancelled = self._cancelled
@@ -286,7 +315,11 @@ class FlightResult:
             except FLIGHT_ERRORS as error:
                 if self._cancelled:
                     raise self._cancelled_error() from error
-                raise from_flight(error, endpoint, self.query) from error
+                failed = from_flight(error, endpoint, self.query)
+                # The token of a long stream ran out under way: with another one it goes on from its position.
+                if isinstance(failed, AuthError) and raw is not None:
+                    failed.retryable = self._transport.renew(failed, self._sent)
+                raise failed from error
             # All batches of a microbatch carry the same bytes: parsed once.
             if chunk.app_metadata is None or raw is None or not raw.equals(chunk.app_metadata):
                 raw = chunk.app_metadata
@@ -314,8 +347,8 @@ def _options(headers: Headers, timeout: float | None = None) -> fl.FlightCallOpt
     return fl.FlightCallOptions(timeout=timeout, headers=raw)
 
 
-def _cancel(reader: fl.FlightStreamReader) -> None:
-    reader.cancel()
+def _cancel(opened: tuple[fl.FlightStreamReader, str | None]) -> None:
+    opened[0].cancel()
 
 
 def _empty(schema: pa.Schema) -> pa.RecordBatch:

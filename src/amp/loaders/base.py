@@ -20,6 +20,7 @@ from amp.loaders import stamps
 from amp.loaders.attempts import Attempts
 from amp.loaders.evolution import FREEZE, refuse_unless_evolving
 from amp.loaders.hooks import Hooks, TConfig, config_class, rate
+from amp.loaders.mistakes import check_class, check_connected, check_required
 from amp.loaders.options import LoadOptions, as_mode
 from amp.loaders.readers import Counted, Remembering
 from amp.loaders.registry import LoaderRegistry
@@ -44,6 +45,7 @@ class DataLoader(Hooks[TConfig]):
     """
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
+        check_class(type(self))
         given = dict(config)
         self.name = loader_name(type(self))
         self.logger = logging.getLogger(f'amp.loaders.{self.name}')
@@ -51,15 +53,15 @@ class DataLoader(Hooks[TConfig]):
         self._is_connected = False
         self._in_doubt = False
         self._created_tables: dict[str, set[str]] = {}
+        if 'url' in given:
+            given = {**config_from_url(str(given.pop('url')), config_class(type(self)), self.URL_PATH_KEY), **given}
         self.attempts = Attempts(
             ResilienceConfig.from_config(given.pop('resilience', None)),
             self.name,
             self.is_transient,
         )
         self._state_config = given.pop('state', None)
-        if 'url' in given:
-            given = {**config_from_url(str(given.pop('url')), config_class(type(self)), self.URL_PATH_KEY), **given}
-        self._check_required(given)
+        check_required(self, given)
         self.config = self._parse_config(given)
         self.state_store: StreamStateStore = self._make_state_store(self._state_config)
 
@@ -275,6 +277,7 @@ class DataLoader(Hooks[TConfig]):
     def _ensure_connected(self) -> None:
         if not self._is_connected:
             self.connect()
+            check_connected(self)
 
     def _options(self, options: Mapping[str, Any]) -> LoadOptions:
         return LoadOptions.parse(options, self.name, self.LOAD_OPTIONS, self.shape)
@@ -290,11 +293,6 @@ class DataLoader(Hooks[TConfig]):
         from amp.loaders.destination_state import DestinationStateStore
 
         return DestinationStateStore(self)
-
-    def _check_required(self, config: Mapping[str, Any]) -> None:
-        for name in self._get_required_config_fields():
-            if config.get(name) in {None, ''}:
-                raise ConfigError(f'{self.name} needs the configuration key {name!r}')
 
     @contextmanager
     def _unit(self) -> Iterator[None]:

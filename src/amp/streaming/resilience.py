@@ -10,13 +10,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar, cast
 
 from amp.errors import AmpError, ConfigError, DestinationError
 from amp.streaming.error_kinds import ErrorClassifier, ErrorKind
 
 __all__ = [
+    'PRESETS',
     'AdaptiveBatchSize',
     'AdaptiveRateLimiter',
     'BackPressureConfig',
@@ -90,30 +91,34 @@ class ResilienceConfig:
 
     @classmethod
     def from_config(cls, config: object) -> ResilienceConfig:
-        """From a mapping, a preset's name (`production`, `patient`, `off`), or None. Raises ConfigError."""
+        """From a preset's name (`production`, `patient`, `off`), a mapping (on top of its key `preset`), or None.
+
+        Raises ConfigError.
+        """
         if config is None:
             return cls()
         if isinstance(config, cls):
             return config
         if isinstance(config, str):
-            if config not in _PRESETS:
-                raise ConfigError(f'there is no resilience preset {config!r}', hint=f'presets: {", ".join(_PRESETS)}')
-            return _PRESETS[config]
+            if config not in PRESETS:
+                raise ConfigError(f'there is no resilience preset {config!r}', hint=f'presets: {", ".join(PRESETS)}')
+            return PRESETS[config]
         if not isinstance(config, Mapping):
             raise ConfigError(f'resilience is a mapping or the name of a preset, not {type(config).__name__}')
-        unknown = sorted(set(config) - {f.name for f in fields(cls)})
+        unknown = sorted(set(config) - {f.name for f in fields(cls)} - {'preset'})
         if unknown:
             raise ConfigError(
-                f'unknown resilience key {unknown[0]!r}', hint='keys: retry, back_pressure, circuit_breaker'
+                f'unknown resilience key {unknown[0]!r}', hint='keys: preset, retry, back_pressure, circuit_breaker'
             )
+        base = cls.from_config(config.get('preset'))
         return cls(
-            retry=None if config.get('retry') is None else _built(RetryConfig, config['retry']),
-            back_pressure=_built(BackPressureConfig, config.get('back_pressure')),
-            circuit_breaker=_built(CircuitBreakerConfig, config.get('circuit_breaker'), enabled=True),
+            retry=base.retry if config.get('retry') is None else _built(base.retry or RetryConfig(), config['retry']),
+            back_pressure=_built(base.back_pressure, config.get('back_pressure')),
+            circuit_breaker=_built(base.circuit_breaker, config.get('circuit_breaker'), enabled=True),
         )
 
 
-_PRESETS = {
+PRESETS = {
     'off': ResilienceConfig(RetryConfig(enabled=False), BackPressureConfig(enabled=False)),
     'production': ResilienceConfig(RetryConfig(), BackPressureConfig(), CircuitBreakerConfig(enabled=True)),
     'patient': ResilienceConfig(
@@ -122,17 +127,31 @@ _PRESETS = {
 }
 
 
-def _built(kind: type[T], given: object, **defaults: Any) -> T:
-    if isinstance(given, kind):
-        return given
-    values = dict(given) if isinstance(given, Mapping) else {}
-    if given is not None and not isinstance(given, Mapping):
+def _built(base: T, given: object, **defaults: Any) -> T:
+    """`base` with what is given on top. What is given at all is meant: `defaults` come between."""
+    if given is None or isinstance(given, type(base)):
+        return base if given is None else given
+    if not isinstance(given, Mapping):
         raise ConfigError(f'resilience: {given!r} is not a mapping')
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]  # it is a dataclass
-    unknown = sorted(set(values) - known)
+    known = {f.name: f for f in fields(base)}  # type: ignore[arg-type]  # it is a dataclass
+    unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f'unknown resilience key {unknown[0]!r}', hint=f'keys: {", ".join(sorted(known))}')
-    return kind(**{**(defaults if given is not None else {}), **values})
+    for key, value in given.items():
+        _check(key, value, str(known[key].type))
+    return replace(base, **{**defaults, **given})  # type: ignore[type-var]  # as above
+
+
+def _check(key: str, value: object, wanted: str) -> None:
+    if value is None and 'None' in wanted:
+        return
+    if wanted.startswith('bool'):
+        good = isinstance(value, bool)
+    else:
+        good = isinstance(value, int if wanted.startswith('int') else int | float) and not isinstance(value, bool)
+        good = good and cast('float', value) >= 0
+    if not good:
+        raise ConfigError(f'resilience: {key} cannot be {value!r}', hint=f'it is {wanted.replace(" | ", " or ")}')
 
 
 class ExponentialBackoff:
