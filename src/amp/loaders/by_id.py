@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from amp.errors import DestinationError, IntegrityError
+from amp.loaders.mistakes import answer
 from amp.loaders.points import reached
 from amp.loaders.sql import stale_epoch
 from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
@@ -64,11 +65,13 @@ class _OwnDocuments:
         self._loader = loader
 
     def read(self, key: tuple[str, str]) -> str | None:
-        text: str | None = self._loader._read_state(json.dumps(key))
-        return text
+        text = self._loader._read_state(json.dumps(key))
+        found: str | None = answer(self._loader, '_read_state', text, (str, type(None)), 'the text, or None')
+        return found
 
     def write(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
-        return bool(self._loader._write_state(json.dumps(key), text, expected))
+        done = self._loader._write_state(json.dumps(key), text, expected)
+        return bool(answer(self._loader, '_write_state', done, bool, 'True or False: was `expected` there?'))
 
 
 def undo_by_id(loader: DataLoader[Any]) -> UndoById:

@@ -166,9 +166,9 @@ class Hooks(ABC, Generic[TConfig]):
 
     def _checked_count(self, rows: object) -> int:
         """The number of rows that `_load_batch_impl` returned. Raises LoadError when it is no number."""
-        if not isinstance(rows, int) or isinstance(rows, bool):
-            raise LoadError(f'_load_batch_impl of {self.name} returned {rows!r}, not the number of rows')
-        return rows
+        from amp.loaders.mistakes import answer
+
+        return int(answer(self, '_load_batch_impl', rows, int, 'the number of rows'))
 
 
 def config_class(loader_class: type[Hooks[Any]]) -> Any:

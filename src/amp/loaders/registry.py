@@ -48,6 +48,9 @@ class LoaderRegistry:
         found = cls._defined.get(name)
         if found is None:
             raise _unknown(name, cls.names())
+        from amp.loaders.mistakes import check_class
+
+        check_class(found)
         return found
 
     @classmethod
@@ -62,8 +65,12 @@ class LoaderRegistry:
                 if driver in {'amp', ''}:
                     raise
                 raise MissingExtraError(_EXTRAS.get(driver, name), driver) from error
+            if name not in cls._defined:
+                raise ConfigError(
+                    f'{module} defines no loader {name!r}', hint=f'a class {name.title()}Loader(DataLoader[...]) is one'
+                )
         elif plugin is not None:
-            cls._defined.setdefault(name, plugin.load())
+            cls._defined[name] = _loaded(plugin)
 
 
 @cache
@@ -79,6 +86,22 @@ def _own_modules() -> Mapping[str, str]:
 @cache
 def _plugins() -> Mapping[str, EntryPoint]:
     return {plugin.name: plugin for plugin in entry_points(group='amp.loaders')}
+
+
+def _loaded(plugin: EntryPoint) -> type[DataLoader[Any]]:
+    from amp.loaders.base import DataLoader
+
+    package = plugin.dist.name if plugin.dist is not None else plugin.module
+    about = f'the loader {plugin.name!r} of {package}, {plugin.value!r}'
+    try:
+        found: Any = plugin.load()
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f'{about}, cannot be imported: {error}', hint=f'its entry point or what {package} needs is missing'
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, DataLoader)):
+        raise ConfigError(f'{about}, is no class of a loader', hint='an entry point names a subclass of DataLoader')
+    return found
 
 
 def _unknown(name: str, known: list[str]) -> ConfigError:
