@@ -130,7 +130,8 @@ def test_the_registry_is_no_table(store: DuckDBParquetStore) -> None:
 
 def test_columns_of_any_name(store: DuckDBParquetStore, reopen: Opener) -> None:
     names = [value for value in VALUES if value and len(value) < 100 and value not in {'NULL', 'null', '\x00'}]
-    schema = pa.schema([(name, pa.int64()) for name in [*names, 'from', 'select', 'path', 'p0', 'rows', 'camelCase']])
+    names += ['from', 'select', 'path', 'p0', 'rows', 'camelCase', 'file_index', 'filename', 'rowid']
+    schema = pa.schema([(name, pa.int64()) for name in names])
     keys = [names[0], "it's", 'a/b', 'a=b', '..', '100%']
     store.create_table('t', schema, partition_by=keys)
     row = {name: at for at, name in enumerate(schema.names)}
@@ -139,6 +140,7 @@ def test_columns_of_any_name(store: DuckDBParquetStore, reopen: Opener) -> None:
         assert list(handle.read('t', {'"': row['"'], "it's": row["it's"]})) == [row]
         for name in schema.names:
             assert handle.count('t', {name: {'lt': row[name] + 1}}) == 1
+            assert handle.bulk_read('t', {name: {'lt': row[name] + 1}}).to_pylist() == [row]
             assert len(handle.distinct_values('t', list({name, 'path'}))) == 2
         joined = sorted(handle.join('t', 't', names[3], select='left'), key=lambda found: found['/'])
         assert joined == [row, {name: value + 1 for name, value in row.items()}]

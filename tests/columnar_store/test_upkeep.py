@@ -77,6 +77,7 @@ def test_old_columns_survive_a_compaction(images: DuckDBParquetStore) -> None:
     images.write('images', [image(1, month=1)])
     images.create_table('images', Noted, partition_by=PARTITION_BY)
     images.write('images', [image(2, month=1, notes='x')])
+    assert images.bulk_read('images', {'notes': 'x'}).num_rows == images.count('images', {'notes': None}) == 1
     assert images.compact('images') == 2
     assert [row['notes'] for row in images.read('images')] == [None, 'x']
 
@@ -116,6 +117,23 @@ def test_a_damaged_file_is_an_error_not_fewer_rows(
             use()
     assert images.bulk_read('images', {'month': 0}).num_rows == 50  # what is whole can be read
     assert images.count('images') == 100
+
+
+def test_a_page_that_rots_is_found_by_a_filtered_read(images: DuckDBParquetStore, root: Path) -> None:
+    images.write('images', [image(at, month=1) for at in range(2000)])
+    wanted = {'area': {'gte': 990.0}}
+    assert images.bulk_read('images', wanted).num_rows == images.count('images', wanted) == 20
+    [victim] = (root / 'images').rglob('*.parquet')
+    column = pq.read_metadata(victim).row_group(0).column(2)
+    assert column.path_in_schema == 'area'
+    data = bytearray(victim.read_bytes())
+    data[column.dictionary_page_offset + column.total_compressed_size - 9] ^= 1
+    victim.write_bytes(data)
+    with pytest.raises(DamagedData, match='checksum'):
+        images.bulk_read('images', wanted, columns=['image_id'])
+    with pytest.raises(DamagedData, match='checksum'):
+        images.count('images', wanted)
+    assert images.count('images', {'image_id': 'image 01999'}) == 1  # what is whole can be read
 
 
 FULL = """
