@@ -3,7 +3,8 @@
 --
 -- Rights that loading needs: SELECT, INSERT, UPDATE on this table; USAGE, READ and WRITE on the stage AMP_STAGE; INSERT,
 -- SELECT, UPDATE and DELETE on the tables that are loaded; USAGE on warehouse, database and schema. CREATE TABLE on the
--- schema where amp is to make tables, and for the temporary ones of upserts and of the methods insert and pandas.
+-- schema where amp is to make tables, and for the temporary ones of upserts, of nested columns and of the methods insert
+-- and pandas. CREATE VIEW for <table>_current (preserve_reorg_history) and <table>_committed (snowpipe_streaming).
 --
 -- One row is one stream. Rows and state commit together, so change nothing here by hand while a stream runs. To make a
 -- stream begin again, delete its rows from its table and its row from here.

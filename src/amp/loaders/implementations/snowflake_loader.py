@@ -26,6 +26,7 @@ from amp.loaders.snowflake.scan import present_columns, read_rows, users_columns
 from amp.loaders.snowflake.state import TABLE, TRANSACTION, SnowflakeDocuments, SnowflakeStreamStateStore, Streams
 from amp.loaders.snowflake.types import landings, name_in, name_out, quoted, read_schema
 from amp.loaders.snowflake.unit import MARK, MARKED_AT, REPLACED_BY, SnowflakeUnit, Work
+from amp.loaders.snowflake.views import COMMITTED, show_committed, show_current
 from amp.loaders.snowflake.ways import STAGE
 from amp.loaders.sql import BEFORE_PREFIX, in_runs, quote
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
@@ -196,7 +197,10 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             added = {name: wanted[name] for name in ours if name in wanted and present and name not in present}
             self._add(table_name, added)
             if self.config.preserve_reorg_history and (added or not present):
-                self._make_current_view(table_name)
+                show_current(self, table_name)
+            if self._has_channels(table_name) and (added or not self.columns(table_name + COMMITTED)):
+                self.ensure_streams()
+                show_committed(self, table_name)
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         with self.explained(table_name):
@@ -211,19 +215,17 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             if self.before_images(table_name) is not None:
                 self._add(BEFORE_PREFIX + table_name, added)
             if self.config.preserve_reorg_history:
-                self._make_current_view(table_name)
+                show_current(self, table_name)
+            if self._has_channels(table_name):
+                show_committed(self, table_name)
+
+    def _has_channels(self, table_name: str) -> bool:
+        """Whether streams come into the table in a way that commits rows before their unit is done."""
+        return self.config.loading_method == 'snowpipe_streaming' and name_in(TX_ID) in self.columns(table_name)
 
     def _add(self, table_name: str, columns: Mapping[str, str]) -> None:
         for name, kind in columns.items():
             self.own.run(f'ALTER TABLE {quoted(table_name)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}')
-
-    def _make_current_view(self, table_name: str) -> None:
-        """The rows that no reorg took off the chain, as `<table>_current`."""
-        kept = [name for name in self.columns(table_name) if name_out(name) not in {MARK, MARKED_AT}]
-        self.own.run(
-            f'CREATE OR REPLACE VIEW {quoted(f"{table_name}_current")} AS '
-            f'SELECT {", ".join(map(quote, kept))} FROM {quoted(table_name)} WHERE {quoted(MARK)} IS NULL'
-        )
 
     def columns(self, table_name: str) -> dict[str, str]:
         """Name, as Snowflake keeps it, and type of the columns; empty when there is no table."""

@@ -16,6 +16,7 @@ import pytest
 from snowflake.connector.errors import DatabaseError, OperationalError, ProgrammingError
 
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
+from amp.loaders import points
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader, SnowflakeStreamStateStore
 from amp.loaders.snowflake import connect as snowflake_connect
 from amp.loaders.snowflake.connect import is_transient
@@ -25,7 +26,7 @@ from amp.loaders.snowflake.unit import MARK, MARKED_AT
 from amp.loaders.stream import StreamSettings
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
-from amp.streaming.ledger import StreamKey
+from amp.streaming.ledger import StreamKey, StreamState
 from amp.streaming.types import BatchIdentifier
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
@@ -611,6 +612,49 @@ def test_rows_that_arrive_after_their_unit_failed_are_not_shown(pipe, table):
     stream(db, table, response(eth(10, 19, '0xb', '0xa'), 12))
     assert blocks(db, table) == [1, 12]
     assert db.own.run(f'SELECT COUNT(*) FROM {quoted(table)}') == [(2,)]
+
+
+def test_a_view_shows_only_rows_of_units_that_are_done(pipe, table, monkeypatch):
+    db, _ = pipe
+    view = quoted(f'{table}_committed')
+    looked: list[tuple[list[int], list[int]]] = []
+
+    def now() -> tuple[list[int], list[int]]:
+        raw, shown = (db.own.run(f'SELECT block_num FROM {name} ORDER BY 1') for name in (quoted(table), view))
+        return [n for (n,) in raw], [n for (n,) in shown]
+
+    def look(point: str) -> None:
+        if point == 'channel.committed':
+            looked.append(now())
+
+    db.own.run(f'INSERT INTO {quoted(table)} (block_num) VALUES (500)')
+    stream(db, table, response(eth(0, 9, '0xa'), 1))
+    stream(db, table, response(eth(0, 9, '0xz'), 100), stream_name='other')
+    monkeypatch.setattr(points, 'hook', look)
+    stream(db, table, response(eth(10, 19, '0xb', '0xa'), 11))
+    monkeypatch.setattr(points, 'hook', None)
+    assert looked == [([1, 11, 100, 500], [1, 100, 500])]
+    assert now() == ([1, 11, 100, 500], [1, 11, 100, 500])
+    # A writer that woke up late adds rows under ids of an epoch that is over.
+    late = StreamState(db.list_streams()[0].state.number, 1).first_id + 7
+    db.streaming_destination().open_stream(StreamKey(table, table), Claim.now())
+    db.own.run(f'INSERT INTO {quoted(table)} (block_num, _amp_tx_id) VALUES (77, {late})')
+    assert now() == ([1, 11, 77, 100, 500], [1, 11, 100, 500])
+    assert sorted(db.scan(table).read_all()['block_num'].to_pylist()) == [1, 11, 100, 500]
+    wider = response(eth(20, 29, '0xc', '0xb'), 21)
+    wider = ResponseBatch.data_batch(wider.data.append_column('added', pa.array(['x'])), wider.metadata)
+    stream(db, table, wider, schema_evolution='evolve')
+    assert db.own.run(f'SELECT added FROM {view} WHERE block_num = 21') == [('x',)]
+    db.own.run(f'DROP VIEW {view}')
+
+
+def test_a_table_of_the_name_of_the_view_is_left_alone(pipe, table, caplog):
+    db, _ = pipe
+    db.own.run(f'CREATE TABLE {quoted(f"{table}_committed")} (x NUMBER(1,0))')
+    stream(db, table, response(eth(0, 9, '0xa'), 1))
+    assert 'no view of the committed rows' in caplog.text
+    assert db.own.run(f'SELECT COUNT(*) FROM {quoted(f"{table}_committed")}') == [(0,)]
+    db.own.run(f'DROP TABLE {quoted(f"{table}_committed")}')
 
 
 def test_a_stream_goes_on_in_the_way_it_was_begun(pipe, table, config):
