@@ -50,6 +50,7 @@ def backfill(
     reorg_buffer: Annotated[int, typer.Option(min=0, help='Blocks below the head that the stream brings.')] = 200,
     processes: Annotated[bool, typer.Option('--processes', help='Workers are processes, not threads.')] = False,
     dask: Annotated[str | None, typer.Option('--dask', metavar='ADDRESS', help='Workers of a Dask cluster.')] = None,
+    ray: Annotated[str | None, typer.Option('--ray', metavar='ADDRESS', help='Workers of a Ray cluster.')] = None,
     stop_on_error: Annotated[bool, typer.Option('--stop-on-error', help='End at the first failed partition.')] = False,
     name: Name = None,
     label: Labels = None,
@@ -68,6 +69,8 @@ def backfill(
     """
     if follow and end is not None:
         raise typer.BadParameter('--follow goes on from the head, so it has no --end')
+    if sum([processes, dask is not None, ray is not None]) > 1:
+        raise typer.BadParameter('--processes, --dask and --ray are three places where workers run: choose one')
     labels = typed_labels(label, join, left=left)
     options: dict[str, Any] = {**key_values(option or []), **with_preset(preset)}
     if name:
@@ -92,7 +95,7 @@ def backfill(
             block_column=block_column,
             stop_on_error=stop_on_error,
             reorg_buffer=reorg_buffer,
-            executor=_executor(stack, workers, processes=processes, dask=dask),
+            executor=_executor(stack, workers, processes=processes, dask=dask, ray=ray),
         )
         runner = ParallelStreamExecutor(client, config, query=text, connection=to, destination=table)
         reporter = stack.enter_context(_MapReporter(f'{table} → {redact(to)}', runner, as_json=as_json))
@@ -130,7 +133,9 @@ def _table_name(sql: str) -> str:
     return found.group(1) if found else 'query'
 
 
-def _executor(stack: contextlib.ExitStack, workers: int, *, processes: bool, dask: str | None) -> Executor | None:
+def _executor(
+    stack: contextlib.ExitStack, workers: int, *, processes: bool, dask: str | None, ray: str | None
+) -> Executor | None:
     if dask is not None:
         from amp.errors import MissingExtraError
 
@@ -141,6 +146,10 @@ def _executor(stack: contextlib.ExitStack, workers: int, *, processes: bool, das
         cluster = stack.enter_context(DaskClient(dask))  # type: ignore[no-untyped-call, unused-ignore]
         executor: Executor = cluster.get_executor(pure=False)
         return executor
+    if ray is not None:
+        from amp.backfill.ray_pool import RayExecutor
+
+        return stack.enter_context(RayExecutor(ray))
     if processes:
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
