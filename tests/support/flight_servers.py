@@ -87,29 +87,35 @@ class Call:
 
 
 class _Headers(fl.ServerMiddlewareFactory):
-    def __init__(self, calls: list[Call], token: str | None) -> None:
+    def __init__(self, calls: list[Call], takes: Callable[[str], bool]) -> None:
         self._calls = calls
-        self._token = token
+        self._takes = takes
 
     def start_call(self, info: fl.CallInfo, headers: dict[str, list[str]]) -> None:
         flat = {key: str(values[0]) for key, values in headers.items()}
         self._calls.append(Call(info.method.name, flat))
-        if self._token is not None and flat.get('authorization') != f'Bearer {self._token}':
+        if not self._takes(flat.get('authorization', '').removeprefix('Bearer ')):
             raise fl.FlightUnauthenticatedError('the token is not valid')
 
 
 class FlightServer(fl.FlightServerBase):
-    """A server for the length of a test; `calls` are those it got, `silent` is set when it waits in silence."""
+    """A server for the length of a test; `calls` are those it got, `silent` is set when it waits in silence.
 
-    def __init__(self, *, token: str | None = None, tls: tuple[bytes, bytes] | None = None) -> None:
+    `token` is the one that it takes, or says of any whether it is taken.
+    """
+
+    def __init__(
+        self, *, token: str | Callable[[str], bool] | None = None, tls: tuple[bytes, bytes] | None = None
+    ) -> None:
         self.answers: dict[str, Answer] = {}
         self.calls: list[Call] = []
         self.silent = threading.Event()
         self.cancelled = threading.Event()
         self.stopping = threading.Event()
+        takes = token if callable(token) else lambda given: token in {None, given}
         super().__init__(
             'grpc+tls://127.0.0.1:0' if tls else 'grpc://127.0.0.1:0',
-            middleware={'headers': _Headers(self.calls, token)},
+            middleware={'headers': _Headers(self.calls, takes)},
             tls_certificates=[tls] if tls else None,
         )
 
