@@ -8,12 +8,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
+from deltalake import ColumnProperties, WriterProperties
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, type_table
-from amp.loaders.json_text import is_text
+from amp.loaders.json_text import is_bytes, is_text
 
-__all__ = ['Fitting', 'newest_by_key', 'refuse_twins', 'table_schema']
+__all__ = ['Fitting', 'newest_by_key', 'refuse_twins', 'table_schema', 'writer_properties']
 
 
 Column: TypeAlias = 'pa.Array[Any]'
@@ -29,6 +30,18 @@ def table_schema(schema: pa.Schema) -> pa.Schema:
     refuse_twins(schema)
     landings = type_table('deltalake').landings(schema)
     return pa.schema([pa.field(landing.name, landing.wire) for landing in landings])
+
+
+def writer_properties(schema: pa.Schema) -> WriterProperties:
+    """How the Parquet files of a table of `schema` are written: as delta-rs does, without an index of pages over bytes.
+
+    Hashes and addresses lie in every page from the first to the last, so that index would prune nothing.
+    """
+    by_file = ColumnProperties(statistics_enabled='CHUNK')
+    # The compression is said because delta-rs would take properties that leave it out for those of plain files.
+    return WriterProperties(
+        compression='SNAPPY', column_properties={f.name: by_file for f in schema if is_bytes(f.type)}
+    )
 
 
 def refuse_twins(schema: pa.Schema) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
 from amp.loaders.delta.errors import explained
 from amp.loaders.delta.log import StreamCommit
-from amp.loaders.delta.rows import Fitting
+from amp.loaders.delta.rows import Fitting, writer_properties
 from amp.loaders.delta.tables import arrow_schema
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
@@ -87,11 +88,15 @@ class DeltaUnit:
             self._feed.finish()
 
     def _consume(self, reader: pa.RecordBatchReader) -> int:
-        table, properties = self._commit.table, self._commit.properties
-        if self._whole or self._predicate is not None:
-            write_deltalake(table, reader, mode='overwrite', predicate=self._predicate, commit_properties=properties)
-        else:
-            write_deltalake(table, reader, mode='append', commit_properties=properties)
+        mode: Any = 'overwrite' if self._whole or self._predicate is not None else 'append'
+        write_deltalake(
+            self._commit.table,
+            reader,
+            mode=mode,
+            predicate=self._predicate,
+            writer_properties=writer_properties(self._schema),
+            commit_properties=self._commit.properties,
+        )
         return 0
 
 

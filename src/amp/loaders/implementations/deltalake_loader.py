@@ -23,7 +23,7 @@ from amp.loaders.delta.compact import TARGET_SIZE, TIER_FILES, compact
 from amp.loaders.delta.errors import explained, is_transient, uses_delta
 from amp.loaders.delta.files import Files
 from amp.loaders.delta.log import FOLDER, DeltaLog, commit_properties
-from amp.loaders.delta.rows import Fitting, newest_by_key
+from amp.loaders.delta.rows import Fitting, newest_by_key, writer_properties
 from amp.loaders.delta.tables import DeltaTables, arrow_schema, user_columns
 from amp.loaders.delta.unit import DeltaUnit
 from amp.loaders.feed import Feed
@@ -138,7 +138,8 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
         mode: Any = 'overwrite' if kwargs.get('mode') is LoadMode.OVERWRITE else 'append'
 
         def write(rows: pa.RecordBatchReader) -> int:
-            write_deltalake(table, rows, mode=mode, commit_properties=commit_properties())
+            properties = writer_properties(fitting.schema)
+            write_deltalake(table, rows, mode=mode, writer_properties=properties, commit_properties=commit_properties())
             return 0
 
         try:
