@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -31,6 +35,7 @@ from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
 from tests.support.ports import free_port
+from tests.support.small_disk import make_room, small_disk
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.postgresql]
@@ -761,6 +766,120 @@ def test_a_killed_session_without_a_second_try_fails_and_leaves_nothing(own_sche
     assert numbers(db) == []
     follow(db, THREE)
     assert numbers(db) == ALL_OF_THREE
+
+
+# Other transactions, and a full disk
+
+
+def failure_of(loader, responses: list[ResponseBatch]) -> DestinationError:
+    """How a stream that is not tried again ends."""
+    settings = StreamSettings(retry_seconds=0, strict=False)
+    with pytest.raises(DestinationError) as caught:
+        list(StreamEngine(loader, StreamJob(StreamKey('t', 't')), Asked(responses).connect, settings).run())
+    assert '\n' not in str(caught.value)
+    assert str(loader.config.password) not in f'{caught.value!r} {caught.value} {caught.value.context}'
+    return caught.value
+
+
+class Rival:
+    """Another session that holds the stream's row, and then wants the table that the unit writes: a deadlock."""
+
+    def __init__(self, config: dict[str, Any], db: PostgreSQLLoader) -> None:
+        # The loader's session is the one that finds out, and is ended.
+        self._session = psycopg.connect(**dsn(config), options='-c deadlock_timeout=60s')
+        self._watcher = psycopg.connect(**dsn(config), autocommit=True)
+        self._streams, self._table = db.quoted('_amp_streams'), db.quoted('t')
+        self._thread = threading.Thread(target=self._take)
+
+    def _take(self) -> None:
+        self._session.execute(f'LOCK TABLE {self._table} IN ACCESS EXCLUSIVE MODE')
+        self._session.rollback()
+
+    def __call__(self) -> None:
+        self._session.execute(f'UPDATE {self._streams} SET owner = owner')
+        self._thread.start()
+        waiting = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s"
+        for _ in range(600):
+            if self._watcher.execute(waiting, (self._session.info.backend_pid,)).fetchone() == (True,):
+                return
+            self._watcher.execute('SELECT pg_sleep(0.05)')
+        raise AssertionError('the other session does not wait')
+
+    def end(self) -> None:
+        self._thread.join(30)
+        self._session.close()
+        self._watcher.close()
+
+
+@pytest.mark.parametrize('is_retried', [False, True])
+def test_a_deadlock_is_tried_again(own_schema, db, monkeypatch, is_retried):
+    stream(db, THREE[0])
+    rival = Rival(own_schema, db)
+    monkeypatch.setattr(points, 'hook', At('commit.before_state', rival))
+    if not is_retried:
+        failed = failure_of(db, THREE)
+        assert failed.retryable
+        assert failed.context['sqlstate'] == '40P01'
+        assert numbers(db) == [1, 9]
+    follow(db, THREE)
+    rival.end()
+    assert numbers(db) == ALL_OF_THREE
+
+
+@pytest.mark.parametrize('is_retried', [False, True])
+def test_a_serialization_failure_is_tried_again(own_schema, db, monkeypatch, is_retried):
+    """Where an administrator has made transactions stricter than PostgreSQL's own default."""
+    role = f'strict_{uuid.uuid4().hex[:8]}'
+    db.run(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'strict-secret'")
+    db.run(f"ALTER ROLE {role} SET default_transaction_isolation TO 'serializable'")
+    stream(db, THREE[0])
+
+    def change_the_row() -> None:
+        with psycopg.connect(**dsn(own_schema), autocommit=True) as other:
+            other.execute(f'UPDATE {db.quoted("_amp_streams")} SET owner = owner')
+
+    try:
+        with PostgreSQLLoader({**own_schema, 'user': role, 'password': 'strict-secret'}) as strict:
+            monkeypatch.setattr(points, 'hook', At('commit.before_state', change_the_row))
+            if not is_retried:
+                failed = failure_of(strict, THREE)
+                assert failed.retryable
+                assert failed.context['sqlstate'] == '40001'
+                assert numbers(db) == [1, 9]
+            follow(strict, THREE)
+        assert numbers(db) == ALL_OF_THREE
+    finally:
+        db.run(f'DROP OWNED BY {role}')
+        db.run(f'DROP ROLE {role}')
+
+
+def test_a_full_disk_is_permanent_until_there_is_room(db):
+    if 'POSTGRES_HOST' in os.environ:
+        pytest.skip('the disk of that server is not here')
+    space = f'small_{uuid.uuid4().hex[:8]}'
+    big = response(eth(10, 39, '0xd', '0xa'), *range(100_000))
+    folder = Path(tempfile.mkdtemp(prefix='amp-small-disk-'))
+    with small_disk(folder, 4):
+        folder.chmod(0o755)
+        (folder / 'data').mkdir()
+        shutil.chown(folder / 'data', Path(db.run('SHOW data_directory')[0][0]).owner())
+        db.run(f"CREATE TABLESPACE {space} LOCATION '{folder / 'data'}'")
+        try:
+            stream(db, THREE[0])
+            db.run(f'ALTER TABLE {db.quoted("t")} SET TABLESPACE {space}')
+            failed = failure_of(db, [THREE[0], big])
+            assert not failed.retryable
+            assert failed.context['sqlstate'] == '53100'
+            assert 'the disk of the server is full' in str(failed)
+            assert '53100' in db.load_table(pa.table({'block_num': range(100_000)}), 't').error
+            assert numbers(db) == [1, 9]
+            make_room(folder, 64)
+            follow(db, [THREE[0], big])
+            assert len(numbers(db)) == 100_002
+        finally:
+            db.run(f'DROP TABLE {db.quoted("t")}')
+            db.run(f'DROP TABLESPACE {space}')
+    folder.rmdir()
 
 
 @pytest.fixture
