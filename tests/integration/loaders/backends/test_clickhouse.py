@@ -38,6 +38,7 @@ from tests.integration.loaders.test_base_streaming import BaseStreamingTests, et
 from tests.integration.loaders.test_base_types import BaseTypeTests
 from tests.support.chdb_http import FrontProcess
 from tests.support.ports import free_port
+from tests.support.small_disk import make_room, small_disk
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.clickhouse]
@@ -606,6 +607,48 @@ def test_codes_decide_what_is_tried_again(db):
         with pytest.raises(DestinationError) as raised:
             db.session.run(sql)
         assert (raised.value.context['code'], raised.value.retryable) == (code, retryable), raised.value
+
+
+def test_what_a_user_may_not_do_is_one_sentence_and_permanent(db, own_database):
+    if 'CLICKHOUSE_HOST' not in os.environ:
+        with pytest.raises(DestinationError, match='the user lacks a privilege') as raised:
+            db.session.do("CREATE USER somebody IDENTIFIED BY 'a-secret-of-theirs'")
+        assert (raised.value.context['code'], raised.value.retryable) == (497, False)
+    assert db.load_table(pa.table({'x': [1]}), 't').success
+    with ClickHouseLoader(own_database) as reader:
+        reader.session._client.set_client_setting('readonly', '2')
+        for name in ('t', 'a_new_one'):
+            result = reader.load_table(pa.table({'x': [2]}), name)
+            assert not result.success
+            assert '[164]' in result.error
+            assert 'the user may only read' in result.error
+            assert own_database['password'] not in result.error
+        with pytest.raises(DestinationError) as raised:
+            stream(reader, THREE[0], table='s')
+        assert (raised.value.context['code'], raised.value.retryable) == (164, False)
+    assert tables_of(db) == ['t']
+    assert db.get_table_info('t')['row_count'] == 1
+
+
+def test_a_full_disk_is_permanent_until_there_is_room(tmp_path):
+    big = response(eth(10, 39, '0xd', '0xa'), *range(600_000))
+    with small_disk(tmp_path / 'disk', 12) as disk:
+        front = FrontProcess(str(disk / 'data'))
+        try:
+            with ClickHouseLoader(front.config) as loader:
+                stream(loader, THREE[0])
+                settings = StreamSettings(retry_seconds=0, strict=False)
+                job = StreamJob(StreamKey('t', 't'))
+                with pytest.raises(DestinationError) as raised:
+                    list(StreamEngine(loader, job, Asked([THREE[0], big]).connect, settings).run())
+                assert (raised.value.context['code'], raised.value.retryable) == (243, False), raised.value
+                assert 'the disk of the server is full' in str(raised.value)
+                assert numbers(loader) == [1, 9]
+                make_room(disk, 256)
+                follow(loader, [THREE[0], big])
+                assert loader.get_table_info('t')['row_count'] == 600_002
+        finally:
+            front.kill()
 
 
 def follow(loader, responses: list[ResponseBatch], **settings) -> list[Any]:
