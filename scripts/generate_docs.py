@@ -1,4 +1,5 @@
-"""Writes the pages that are tables of the code: docs/types.md, and the error table in docs/resilience.md.
+"""Writes what pages take from the code: docs/types.md, docs/capabilities.md, the error table in docs/resilience.md, and
+the files that the guide for loader authors shows.
 
 python scripts/generate_docs.py           write them
 python scripts/generate_docs.py --check   exit 1 when one is not what the code says
@@ -6,6 +7,7 @@ python scripts/generate_docs.py --check   exit 1 when one is not what the code s
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,9 @@ from amp.loaders.arrow_types import TypeTable
 from amp.loaders.type_tables import TABLES
 from amp.streaming.error_kinds import BOTOCORE, CLASSES, CLICKHOUSE, HTTP, SQLSTATES, ErrorKind
 
-DOCS = Path(__file__).resolve().parent.parent / 'docs'
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCS = REPOSITORY / 'docs'
+GUIDE = REPOSITORY / 'src' / 'amp' / 'loaders' / 'NEW_LOADER_GUIDE.md'
 
 # Arrow's kinds in the order of the page, and where Amp itself sends them.
 KINDS = {
@@ -108,6 +112,14 @@ def error_tables() -> str:
 MARKS = ('<!-- errors: written by scripts/generate_docs.py -->\n', '<!-- errors end -->\n')
 
 
+_FILE = re.compile(r'(<!-- file: (?P<path>\S+) -->\n```\w+\n).*?(?=```\n<!-- end -->)', re.DOTALL)
+
+
+def with_files(page: str) -> str:
+    """The page with every file that it shows as it is now."""
+    return _FILE.sub(lambda found: found[1] + (REPOSITORY / found['path']).read_text(), page)
+
+
 def pages() -> dict[Path, str]:
     """Every page with what it should be."""
     resilience = DOCS / 'resilience.md'
@@ -115,6 +127,7 @@ def pages() -> dict[Path, str]:
     _, _, after = rest.partition(MARKS[1])
     return {
         DOCS / 'types.md': types_page(),
+        GUIDE: with_files(GUIDE.read_text()),
         resilience: f'{before}{MARKS[0]}\n{error_tables()}\n{MARKS[1]}{after}',
     }
 
