@@ -69,11 +69,12 @@ class Settled(AnySegment, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Files that hold rows of a table; those of blocks `first` to `last` count."""
+    """Files that hold rows of a table; those of blocks `first` to `last` count, which are all of them when `whole`."""
 
     path: Path
     first: int
     last: int
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,8 @@ class Snapshot:
                 continue
             # What is settled is the beginning of the chain, so that nothing lies between two runs of a folder.
             earlier = runs.get(path)
-            runs[path] = Stored(path, earlier.first if earlier else piece.first, piece.last)
+            whole = piece.whole and path.is_file()
+            runs[path] = Stored(path, earlier.first if earlier else piece.first, piece.last, whole)
         return Scan(tuple(runs.values()), tuple(batches))
 
 

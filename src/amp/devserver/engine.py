@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from datafusion import DataFrame, SessionContext, SQLOptions, col
 from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
+from amp.devserver.ahead import in_order
 from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, with_block_numbers
 from amp.devserver.chain import Chain, Scan, Snapshot
 from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
@@ -30,6 +32,7 @@ RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
+_AHEAD_BYTES = 8 << 20
 _PLAN_ERROR = 'failed to plan SQL query'
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
 
@@ -45,6 +48,8 @@ class Query:
     statement: Statement
     schema: pa.Schema
     tables: tuple[TableName, ...]
+    takes_first_rows: bool = False
+    """True when it is limited without an order: which rows come first is then to be the same each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +79,7 @@ class Engine:
         _check_references(plan)
         schema = self._functions.bind(statement.text).visible_schema(frame.schema())
         incremental.check_names(plan, schema.names)
-        return Query(statement, schema, tuple(sorted(asked)))
+        return Query(statement, schema, tuple(sorted(asked)), incremental.takes_first_rows(plan))
 
     def check_batch(self, query: Query) -> None:
         """Raises QueryError when the statement can only be a stream."""
@@ -105,12 +110,11 @@ class Engine:
     def run(self, query: Query, rows_of: RowsOf) -> Iterator[pa.RecordBatch]:
         """The result over the rows that `rows_of` gives for each table, batch by batch, without empty batches.
 
-        Raises QueryError when the execution fails.
+        It is computed by as many threads as there are processors, ahead of who takes it. Raises QueryError when the
+        execution fails.
         """
-        # A batch query has no block_num() left: check_batch refuses it.
-        return self._executed(
-            query, lambda: self._frame(Statement(streamed(query.statement.text)), query.tables, rows_of)
-        )
+        partitions = 1 if query.takes_first_rows else os.cpu_count() or 1
+        return self._executed(query, lambda: self._frame(query.statement, query.tables, rows_of, partitions=partitions))
 
     def run_blocks(
         self, stream: Streamable, snapshots: Mapping[str, Snapshot], start: int, end: int
@@ -121,7 +125,10 @@ class Engine:
         """
         plan = stream.plan
         if plan is None:
-            return self.run(stream.query, lambda name: snapshots[name[0]].rows(name[1], start, end))
+            # The sub-query that leaves `_block_num` out may still call block_num().
+            statement = Statement(streamed(stream.query.statement.text))
+            rows_of: RowsOf = lambda name: snapshots[name[0]].rows(name[1], start, end)  # noqa: E731
+            return self._executed(stream.query, lambda: self._frame(statement, stream.query.tables, rows_of))
 
         def frame() -> DataFrame:
             parts = self._parts(snapshots, start, end)
@@ -147,8 +154,7 @@ class Engine:
 
     def _executed(self, query: Query, frame: Callable[[], DataFrame]) -> Iterator[pa.RecordBatch]:
         try:
-            for result in frame().execute_stream():
-                batch = result.to_pyarrow()
+            for batch in _results(frame()):
                 if batch.num_rows:
                     yield pa.RecordBatch.from_arrays(batch.columns[: len(query.schema)], schema=query.schema)
         except (QueryError, SourceError):
@@ -166,9 +172,10 @@ class Engine:
         names: Iterable[TableName],
         rows_of: RowsOf = _no_rows,
         asked: set[TableName] | None = None,
+        partitions: int = 1,
     ) -> DataFrame:
         """Plan over these tables; those that DataFusion asks for, in sub-queries too, are put into `asked`."""
-        context = self._context(names, rows_of, set() if asked is None else asked)
+        context = self._context(names, rows_of, set() if asked is None else asked, partitions)
         options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
         bound = self._functions.bind(statement.text)
         try:
@@ -183,8 +190,10 @@ class Engine:
         except Exception as error:  # DataFusion raises nothing more exact while it optimizes
             raise internal(caused_by(_PLAN_ERROR, str(error).removeprefix('DataFusion error: '))) from error
 
-    def _context(self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName]) -> SessionContext:
-        context, store = new_context()
+    def _context(
+        self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName], partitions: int
+    ) -> SessionContext:
+        context, store = new_context(partitions)
         # Made before planning: DataFusion's runtime cannot make a table while it is asking for one.
         tables = {
             name: make_table(context, store, STORE, '.'.join(name), self.schema_of(name), rows_of(name))
@@ -216,6 +225,12 @@ class Engine:
         if dataset_name(dataset) in self.datasets:
             return f'Table {table} not found in dataset {dataset}'
         return f'Dataset not found: {dataset}'
+
+
+def _results(frame: DataFrame) -> Iterator[pa.RecordBatch]:
+    """The batches of each partition, one partition after the other."""
+    parts = [(batch.to_pyarrow() for batch in stream) for stream in frame.execute_stream_partitioned()]
+    return in_order(parts, os.cpu_count() or 1, _AHEAD_BYTES, lambda batch: batch.nbytes)
 
 
 def _with_older(snapshots: Mapping[str, Snapshot], start: int) -> int | None:

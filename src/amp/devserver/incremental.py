@@ -18,7 +18,16 @@ from amp.devserver.sql import caused_by, internal, invalid_argument
 if TYPE_CHECKING:
     from datafusion.plan import LogicalPlan
 
-__all__ = ['REFUSED', 'check_incremental', 'check_names', 'check_optimized', 'keeps_order', 'nodes', 'scanned_tables']
+__all__ = [
+    'REFUSED',
+    'check_incremental',
+    'check_names',
+    'check_optimized',
+    'keeps_order',
+    'nodes',
+    'scanned_tables',
+    'takes_first_rows',
+]
 
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
 REFUSED = 'invalid query: non-incremental queries are not supported for streaming, query contains'
@@ -58,6 +67,12 @@ def keeps_order(plan: LogicalPlan) -> bool:
     if not set(kinds) <= _ROW_BY_ROW or kinds.count('TableScan') != 1:
         return False
     return not any(_SUBQUERY in node.display() for _, node in nodes(plan))
+
+
+def takes_first_rows(plan: LogicalPlan) -> bool:
+    """True when the plan has a limit and sorts nothing."""
+    kinds = {kind for kind, _ in nodes(plan)}
+    return 'Limit' in kinds and 'Sort' not in kinds
 
 
 def check_names(plan: LogicalPlan, columns: list[str]) -> None:

@@ -56,6 +56,8 @@ def _union(frames: list[DataFrame]) -> DataFrame:
 def _stored(context: SessionContext, prefix: str, name: str, schema: pa.Schema, part: Stored) -> DataFrame:
     quoted = f'{prefix}."{name}"'
     context.register_listing_table(quoted, _url(part.path), schema=schema)
+    if part.whole:
+        return context.table(quoted)
     number = col('_block_num')
     first, last = (lit(pa.scalar(bound, pa.uint64())) for bound in (part.first, part.last))
     return context.table(quoted).filter((number >= first) & (number <= last))

@@ -25,10 +25,14 @@ STORE = '_rows.public'
 """Where rows are registered, out of the way of datasets."""
 
 
-def new_context() -> tuple[SessionContext, Schema]:
-    """A session without tables, and the schema of it that rows are put into, `STORE`."""
-    # One partition: rows then leave a plan of one table in the order of the table's rows.
-    config = SessionConfig().with_default_catalog_and_schema(CATALOG, 'public').with_target_partitions(1)
+def new_context(partitions: int = 1) -> tuple[SessionContext, Schema]:
+    """A session without tables, and the schema of it that rows are put into, `STORE`.
+
+    Rows leave a plan of one table in the order of the table's rows, in as many partitions, one after the other.
+    """
+    config = SessionConfig().with_default_catalog_and_schema(CATALOG, 'public').with_target_partitions(partitions)
+    # Files are divided by ranges; dealing batches out in turn would lose the order.
+    config = config.set('datafusion.optimizer.enable_round_robin_repartition', 'false')
     # The branches of a UNION are sorted together: merging them row by row takes several times as long, and DataFusion
     # refuses its own plan for it when a branch has its block number twice.
     config = config.set('datafusion.optimizer.repartition_sorts', 'false')

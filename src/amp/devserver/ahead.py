@@ -1,0 +1,97 @@
+"""Results that are computed in threads of their own, ahead of whoever takes them, so that work and sending overlap."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, Self, TypeVar
+
+__all__ = ['Ahead', 'in_order']
+
+T = TypeVar('T')
+
+
+class Ahead(Generic[T]):
+    """An iterator over `items` that computes them in a thread until those that wait weigh `room`, then pauses.
+
+    What `items` raises is raised here, in its turn. `close` makes the thread stop after the item that it is at.
+    """
+
+    def __init__(self, items: Iterator[T], room: int, weight: Callable[[T], int] = lambda _: 1) -> None:
+        self._items = items
+        self._room = room
+        self._weight = weight
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[T, int]] = deque()
+        self._held = 0
+        self._ended = self._left = False
+        self._error: BaseException | None = None
+        threading.Thread(target=self._compute, name='amp-devserver-ahead', daemon=True).start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        with self._changed:
+            self._changed.wait_for(self._has_something)
+            if self._waiting:
+                item, weight = self._waiting.popleft()
+                self._held -= weight
+                self._changed.notify_all()
+                return item
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def wait(self, seconds: float) -> bool:
+        """Wait until the next item is there, or the end; False when it is not after so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(self._has_something, seconds)
+
+    def close(self) -> None:
+        """Compute no more."""
+        with self._changed:
+            self._left = True
+            self._changed.notify_all()
+
+    def _has_something(self) -> bool:
+        return bool(self._waiting) or self._ended
+
+    def _has_room(self) -> bool:
+        return self._held < self._room or self._left
+
+    def _compute(self) -> None:
+        error = None
+        try:
+            for item in self._items:
+                weight = self._weight(item)
+                with self._changed:
+                    self._waiting.append((item, weight))
+                    self._held += weight
+                    self._changed.notify_all()
+                    self._changed.wait_for(self._has_room)
+                    if self._left:
+                        break
+        except BaseException as caught:  # noqa: BLE001  # it is raised again where the items are taken
+            error = caught
+        with self._changed:
+            self._error, self._ended = error, True
+            self._changed.notify_all()
+
+
+def in_order(
+    parts: Sequence[Iterator[T]], at_once: int, room: int, weight: Callable[[T], int] = lambda _: 1
+) -> Iterator[T]:
+    """The items of the first part, then those of the next; up to `at_once` parts are computed while others are taken."""
+    waiting = deque(parts)
+    started: deque[Ahead[T]] = deque()
+    try:
+        while waiting or started:
+            while waiting and len(started) < at_once:
+                started.append(Ahead(waiting.popleft(), room, weight))
+            yield from started[0]
+            started.popleft()
+    finally:
+        for reader in started:
+            reader.close()
