@@ -8,6 +8,8 @@ says, and only as far as the loader needs it:
 * names and ids of transactions, `SHOW TRANSACTIONS`, `SYSTEM$ABORT_TRANSACTION`, `REMOVE`, `ALTER SESSION`; an aborted
   transaction leaves its session without one, so that later statements commit by themselves: the worst there could be;
 * a lock that another transaction holds as the error that Snowflake gives;
+* logins: the password of the tests, keys by `ALTER USER ... SET RSA_PUBLIC_KEY`, one OAuth token, and a role that may
+  only read; a login that is wrong is answered with the codes that the driver documents;
 * NUMBER(38,0) as 38 digits, BINARY(n), null timestamps as null;
 * COPY with names that need quotes, into temporary tables, and with MATCH_BY_COLUMN_NAME = CASE_SENSITIVE.
 
@@ -16,7 +18,9 @@ What stays different, so that only an account can prove it: see docs/destination
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import logging
 import os
 import re
@@ -31,12 +35,17 @@ import fakesnow.copy_into
 import fakesnow.cursor
 import fakesnow.server
 import fakesnow.transforms.transforms
+import jwt
 import pyarrow as pa
 import pyarrow.compute as pc
 import uvicorn
 from fakesnow.cursor import FakeSnowflakeCursor
 from fakesnow.transforms import stage
 from snowflake.connector.errors import ProgrammingError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+PASSWORD, TOKEN, READER = 'a-Secret-of-the-tests', 'a-token', 'AMP_READER'
 
 _BEGIN = re.compile(r'\s*BEGIN(?:\s+(?:TRANSACTION|WORK))?(?:\s+NAME\s+(\w+))?\s*;?\s*$', re.IGNORECASE)
 _END = re.compile(r'\s*(COMMIT|ROLLBACK)\s*;?\s*$', re.IGNORECASE)
@@ -44,6 +53,8 @@ _SHOW = re.compile(r'\s*SHOW\s+TRANSACTIONS\s*$', re.IGNORECASE)
 _ABORT = re.compile(r'\s*SELECT\s+SYSTEM\$ABORT_TRANSACTION\((\d+)\)\s*$', re.IGNORECASE)
 _REMOVE = re.compile(r"\s*REMOVE\s+'?@(?P<stage>(?:\"[^\"]+\"|[\w.])+)/(?P<path>[^']*)'?\s*$", re.IGNORECASE)
 _ALTER_SESSION = re.compile(r'\s*ALTER\s+SESSION\s+SET\s', re.IGNORECASE)
+_KEY = re.compile(r"\s*ALTER\s+USER\s+(\w+)\s+SET\s+RSA_PUBLIC_KEY\s*=\s*'([^']+)'\s*$", re.IGNORECASE)
+_CHANGES = re.compile(r'\s*(CREATE|ALTER\s+TABLE|INSERT|COPY|PUT|DELETE|UPDATE|MERGE|TRUNCATE)\b', re.IGNORECASE)
 _BINARY = re.compile(r'\bBINARY\(\d+\)')
 _QUOTED_STAGE = re.compile(r"FROM '@\"(\w+)\"'")
 _CURRENT = re.compile(r'CURRENT_TRANSACTION\(\)', re.IGNORECASE)
@@ -51,9 +62,41 @@ _CURRENT = re.compile(r'CURRENT_TRANSACTION\(\)', re.IGNORECASE)
 _ids = itertools.count(1_700_000_000_000)
 _open: dict[int, tuple[str, Any]] = {}
 _guard = threading.Lock()
+_keys: dict[str, str] = {}
 _plain_execute = FakeSnowflakeCursor.execute
 _plain_parse = fakesnow.server.parse_one
 _plain_to_sf = fakesnow.server.to_sf
+_plain_login = fakesnow.server.login_request
+
+
+async def _login(request: Request) -> JSONResponse:
+    body = await request.body()
+    if request.headers.get('Content-Encoding') == 'gzip':
+        body = gzip.decompress(body)
+    refusal = _refusal(json.loads(body)['data'])
+    if refusal is not None:
+        code, message = refusal
+        return JSONResponse({'success': False, 'code': code, 'message': message, 'data': {}})
+    answer = await _plain_login(request)
+    made = fakesnow.server.sessions[json.loads(bytes(answer.body))['data']['token']]
+    made.only_reads = request.query_params.get('roleName') == READER
+    # As with an account: who names a database that is not there is logged in, and has none.
+    made.is_nowhere = str(request.query_params.get('databaseName', '')).startswith('NO_SUCH')
+    return answer
+
+
+def _refusal(login: dict[str, Any]) -> tuple[str, str] | None:
+    kind = str(login.get('AUTHENTICATOR', 'SNOWFLAKE')).upper()
+    if kind == 'OAUTH':
+        return None if login.get('TOKEN') == TOKEN else ('390303', 'Invalid OAuth access token.')
+    if kind == 'SNOWFLAKE_JWT':
+        user = str(login.get('LOGIN_NAME')).upper()
+        try:
+            jwt.decode(login['TOKEN'], _keys[user], algorithms=['RS256'])
+        except (jwt.InvalidTokenError, KeyError):
+            return '390144', 'JWT token is invalid.'
+        return None
+    return None if login.get('PASSWORD') == PASSWORD else ('390100', 'Incorrect username or password was specified.')
 
 
 def _execute(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
@@ -64,6 +107,10 @@ def _execute(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
             connection.transaction = next(_ids)
             _open[connection.transaction] = (begun[1] or '', connection)
         return result
+    if getattr(connection, 'only_reads', False) and _CHANGES.match(command):
+        raise ProgrammingError(msg='Insufficient privileges to operate on schema', errno=3001, sqlstate='42501')
+    if (given := _KEY.match(command)) is not None:
+        _keys[given[1].upper()] = f'-----BEGIN PUBLIC KEY-----\n{given[2]}\n-----END PUBLIC KEY-----\n'
     command = _rewritten(connection, command)
     try:
         result = _plain_execute(self, command, *args, **kwargs)
@@ -77,6 +124,8 @@ def _execute(self: Any, command: str, *args: Any, **kwargs: Any) -> Any:
 
 
 def _rewritten(connection: Any, command: str) -> str:
+    if getattr(connection, 'is_nowhere', False):
+        return 'SELECT NULL'
     if _SHOW.match(command):
         with _guard:
             rows = [f'SELECT {number} AS "id", \'{name}\' AS "name"' for number, (name, _) in _open.items()]
@@ -92,7 +141,7 @@ def _rewritten(connection: Any, command: str) -> str:
     if (removed := _REMOVE.match(command)) is not None:
         _remove(connection, removed['stage'], removed['path'])
         return "SELECT 'removed' AS status"
-    if _ALTER_SESSION.match(command):
+    if _ALTER_SESSION.match(command) or _KEY.match(command):
         return "SELECT 'Statement executed successfully.' AS status"
     command = _QUOTED_STAGE.sub(r'FROM @\1', _BINARY.sub('BINARY', command))
     current = getattr(connection, 'transaction', None)
@@ -114,7 +163,7 @@ def _remove(connection: Any, name: str, path: str) -> None:
 
 
 def _parse(sql: str) -> Any:
-    ours = (_SHOW, _ABORT, _REMOVE, _ALTER_SESSION)
+    ours = (_SHOW, _ABORT, _REMOVE, _ALTER_SESSION, _KEY)
     if _BEGIN.match(sql):
         return _plain_parse('BEGIN')
     return _plain_parse(
@@ -169,6 +218,8 @@ def main(port: int) -> None:
             setattr(fakesnow.cursor, name, _Escaped(value.template))
     describe = fakesnow.transforms.transforms
     describe.SQL_DESCRIBE_TABLE = _Escaped(describe.SQL_DESCRIBE_TABLE.template)
+    login = next(route for route in fakesnow.server.routes if route.endpoint is _plain_login)
+    fakesnow.server.app.router.routes.insert(0, type(login)(login.path, _login, methods=['POST']))
     logging.getLogger('fakesnow.server').setLevel(logging.CRITICAL)
     uvicorn.run(fakesnow.server.app, host='127.0.0.1', port=port, log_level='error')
 

@@ -46,6 +46,7 @@ _HINTS = {
     100035: 'a value does not fit its column',
     390100: 'check user and password',
     390144: 'the key does not fit: check user, account and private_key',
+    390303: 'the token is not the right one, or is over: get another',
 }
 
 

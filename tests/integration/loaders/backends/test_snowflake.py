@@ -13,6 +13,8 @@ from urllib.parse import quote, urlencode
 
 import pyarrow as pa
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from snowflake.connector.errors import DatabaseError, OperationalError, ProgrammingError
 
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
@@ -23,9 +25,10 @@ from amp.loaders.snowflake.connect import is_transient
 from amp.loaders.snowflake.state import TABLE
 from amp.loaders.snowflake.types import name_out, quoted
 from amp.loaders.snowflake.unit import MARK, MARKED_AT
-from amp.loaders.stream import StreamSettings
-from amp.loaders.unit import Claim
+from amp.loaders.stream import StreamEngine, StreamSettings
+from amp.loaders.unit import Claim, StreamJob
 from amp.streaming import ResponseBatch
+from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey, StreamState
 from amp.streaming.types import BatchIdentifier
 from tests.integration.loaders.conftest import LoaderTestConfig
@@ -733,6 +736,106 @@ def test_a_host_that_is_down_is_worth_another_try(config):
         ).connect()
     assert failed.value.retryable
     assert config['password'] not in str(failed.value)
+
+
+def refused_login(config: dict[str, Any]) -> DestinationError:
+    with pytest.raises(DestinationError, match='refuses') as failed:
+        SnowflakeLoader(config).connect()
+    assert not failed.value.retryable
+    assert '\n' not in str(failed.value)
+    return failed.value
+
+
+def without_login(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config.items() if k not in {'password', 'token', 'private_key', 'authenticator'}}
+
+
+def test_a_wrong_password_is_permanent_and_in_no_text(config):
+    failed = refused_login({**config, 'password': 'not-the-secret-one'})
+    assert failed.context['code'] == 390100
+    assert 'check user and password' in str(failed)
+    assert 'not-the-secret-one' not in f'{failed} {failed!r} {failed.context} {failed.__cause__}'
+
+
+@pytest.mark.skipif(is_real(), reason='it would change the key of a real user')
+def test_a_key_logs_in_and_another_one_does_not(config, table):
+    keys = [rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2)]
+    pem, other = (key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode() for key in keys)
+    public = keys[0].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    with SnowflakeLoader(config) as db:
+        db.own.run(f"ALTER USER {config['user']} SET RSA_PUBLIC_KEY='{''.join(public.splitlines()[1:-1])}'")
+    with SnowflakeLoader({**without_login(config), 'private_key': pem}) as db:
+        stream(db, table, response(eth(0, 9, '0xa'), 1))
+        assert blocks(db, table) == [1]
+    failed = refused_login({**without_login(config), 'private_key': other})
+    assert failed.context['code'] == 390144
+    assert 'the key does not fit' in str(failed)
+    assert other.splitlines()[1] not in f'{failed} {failed!r} {failed.context}'
+
+
+@pytest.mark.skipif(is_real(), reason='the token is one of the stand-in')
+def test_an_oauth_token_logs_in_and_a_wrong_one_does_not(config, table):
+    with SnowflakeLoader({**without_login(config), 'token': 'a-token'}) as db:
+        assert db.load_table(pa.table({'x': [1]}), table).success
+    failed = refused_login({**without_login(config), 'token': 'a-token-that-is-over'})
+    assert failed.context['code'] == 390303
+    assert 'a-token-that-is-over' not in f'{failed} {failed!r} {failed.context}'
+
+
+@pytest.mark.skipif(is_real(), reason='the role is one of the stand-in')
+def test_a_missing_privilege_is_one_sentence_and_permanent(config, db, table):
+    assert db.load_table(pa.table({'x': [1]}), table).success
+    with SnowflakeLoader({**config, 'role': 'AMP_READER'}) as reader:
+        result = reader.load_table(pa.table({'x': [2]}), table)
+        assert not result.success
+        assert 'the role lacks a privilege' in result.error
+        assert config['password'] not in result.error
+        with pytest.raises(DestinationError) as failed:
+            stream(reader, table, response(eth(0, 9, '0xa'), 1))
+        assert (failed.value.context['code'], failed.value.retryable) == (3001, False)
+        assert reader.scan(table).read_all().num_rows == 1
+    assert db.get_table_info(table)['row_count'] == 1
+
+
+def test_a_database_that_is_not_there_is_permanent(config):
+    with pytest.raises(DestinationError, match=r'no schema NO_SUCH_DATABASE\..*check database') as failed:
+        SnowflakeLoader({**config, 'database': 'NO_SUCH_DATABASE'}).connect()
+    assert not failed.value.retryable
+
+
+def test_a_table_that_another_transaction_holds_is_worth_another_try(config, db, table):
+    stream(db, table, response(eth(0, 9, '0xa'), 1), response(eth(10, 19, '0xb', '0xa'), 11))
+    key, settings = StreamKey(table, table), StreamSettings(retry_seconds=0, strict=False)
+    given = [response(eth(10, 20, '0xc', '0xa'), 12)]
+    with SnowflakeLoader({**config, 'lock_timeout': 1}) as waiting, db.sessions.borrowed() as holder:
+        holder.run('BEGIN NAME somebody_else')
+        holder.run(f'DELETE FROM {quoted(table)} WHERE block_num = 11')
+        with pytest.raises(DestinationError, match='another transaction holds the table') as failed:
+            list(StreamEngine(waiting, StreamJob(key), Again(given).connect, settings).run())
+        assert (failed.value.context['code'], failed.value.retryable) == (625, True)
+        holder.run('ROLLBACK')
+        stream(waiting, table, *given)
+    assert blocks(db, table) == [1, 12]
+
+
+class Again:
+    """A source that can be asked again."""
+
+    backlog = False
+    repeatable = True
+
+    def __init__(self, responses: list[ResponseBatch]) -> None:
+        self._responses = responses
+
+    def connect(self, position: Any) -> Again:
+        self._left = iter(self._responses)
+        return self
+
+    def get(self, timeout: float | None = None) -> Any:
+        return next(self._left, END)
+
+    def close(self) -> None:
+        pass
 
 
 def test_errors_are_sentences_with_the_code_of_the_driver(db, table):
