@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from amp.backfill.split import Splittable
@@ -26,6 +26,7 @@ from amp.errors import (
     redact,
 )
 from amp.events import Committed, Retrying, emit
+from amp.loaders.label_record import with_earlier
 from amp.loaders.points import reached
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
@@ -100,6 +101,7 @@ class Lane:
         self._counter = 0
         self._final_end = -1
         self._prepared = False
+        self._labels: str | None = None
 
     def open(self) -> StreamState:
         """Take the lane: a new epoch, the truth of what it has done."""
@@ -162,7 +164,7 @@ class Lane:
             try:
                 rows, nbytes = self._write(unit, iter([first]), tx_id, done)
                 more, more_bytes = self._write(unit, responses, tx_id, done)
-                state = self._opened.fill(tx_id, done, final=done.end <= self._final_end)
+                state = self._labelled(self._opened.fill(tx_id, done, final=done.end <= self._final_end))
                 reached('lane.before_commit')
                 unit.commit(state)
                 reached('lane.committed')
@@ -188,6 +190,7 @@ class Lane:
                 head = _head(response.metadata.ranges, done)
                 self._final_end = head - self._spec.reorg_buffer
             batch = self._shape.batch(response.data)
+            self._labels = with_earlier(self._shape.labels(response.data.schema), self._labels)
             if not batch.num_rows:
                 continue
             taken = unit.write(stamp(batch, tx_id, batch_id([done])))
@@ -197,12 +200,18 @@ class Lane:
             nbytes += batch.nbytes
         return rows, nbytes
 
+    def _labelled(self, state: StreamState) -> StreamState:
+        before = self._opened
+        labels = with_earlier(self._labels, before.labels) if before.has_history else self._labels
+        return replace(state, labels=labels)
+
     def _prepare(self, batch: Any) -> None:
         if not self._prepared:
             settings = self._spec.settings
             schema = stamped_schema(self._shape.schema(batch.schema))
             with self._opening:
                 self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
+            self._labels = self._shape.labels(batch.schema)
             self._prepared = True
 
     def _failed(self, partition: QueryPartition, error: Exception) -> PartitionError:

@@ -10,6 +10,7 @@ import typer
 
 from amp.cli.console import command, emit, interruptible, note, paint
 from amp.cli.inputs import AsJson, Auth, Token, server_and_sql
+from amp.cli.labels import Labels, add_labels, typed_labels
 from amp.cli.server import open_client
 from amp.cli.status import Destination, Source
 
@@ -35,6 +36,7 @@ def verify(
         str | None,
         typer.Option('--block-column', help='Holds the block number; default: _block_num, block_num or block_number.'),
     ] = None,
+    label: Labels = None,
     token: Token = None,
     auth: Auth = False,
     as_json: AsJson = False,
@@ -47,6 +49,9 @@ def verify(
         raise typer.BadParameter('--query is what to ask the server; add --source URL')
     if (name or query) and not table:
         raise typer.BadParameter('say which table it is about: --table TABLE')
+    if label and not source:
+        raise typer.BadParameter('--label is what the rows of the server are joined with; add --source URL')
+    labels = typed_labels(label, None, left=False)
     text = server_and_sql(source or '', query)[1] if query is not None else None
     from amp.errors import VerifyError
     from amp.loaders.status import open_destination
@@ -54,6 +59,8 @@ def verify(
 
     with interruptible(), contextlib.ExitStack() as stack:
         client = stack.enter_context(open_client(source, token, auth=auth)) if source else None
+        if client is not None:
+            add_labels(client, labels)
         loader = stack.enter_context(open_destination(destination))
         reports = verified(loader, table, name=name, source=client, query=text, block_column=block_column)
     for report in reports:

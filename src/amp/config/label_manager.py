@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from amp.config.label_index import Form, LabelIndex
 
-__all__ = ['Label', 'LabelFileNotFoundError', 'LabelManager']
+__all__ = ['Label', 'LabelFileNotFoundError', 'LabelManager', 'content_of']
 
 logger = logging.getLogger('amp.labels')
 
@@ -29,12 +30,17 @@ class LabelFileNotFoundError(ConfigError, FileNotFoundError):
 
 @dataclass(frozen=True, eq=False)
 class Label:
-    """One reading of a label file. It never changes; a file that did is another Label."""
+    """One reading of a label file. It never changes; a file that did is another Label.
+
+    `given` is the path as it was said, `content` the SHA-256 of the file.
+    """
 
     name: str
     path: Path
     table: pa.Table
     signature: tuple[int, ...]
+    given: str
+    content: str
     _forms: dict[tuple[str, pa.DataType], Form] = field(default_factory=dict, repr=False)
     _indexes: dict[Any, LabelIndex] = field(default_factory=dict, repr=False)
     _lock: Any = field(default_factory=threading.Lock, repr=False)
@@ -62,12 +68,13 @@ class Label:
 
     def __reduce__(self) -> tuple[Callable[..., Label], tuple[Any, ...]]:
         """A lock does not travel to another process; an index is soon made."""
-        return Label, (self.name, self.path, self.table, self.signature)
+        return Label, (self.name, self.path, self.table, self.signature, self.given, self.content)
 
 
 @dataclass(frozen=True)
 class _Source:
     path: Path
+    given: str
     binary_columns: tuple[str, ...] | None
     reload: bool
 
@@ -108,12 +115,18 @@ class LabelManager:
             raise ConfigError('a label needs a name')
         path = (self.label_dir or Path()) / csv_path
         columns = tuple(binary_columns) if binary_columns is not None else None
-        source = _Source(path, columns, self._reload if reload is None else reload)
+        source = _Source(path, os.fspath(csv_path), columns, self._reload if reload is None else reload)
         label = _read(name, source)
         with self._lock:
             self._sources[name] = source
             self._labels[name] = label
         logger.info('label %s: %d rows of %s', name, label.table.num_rows, path)
+
+    def adopt(self, label: Label) -> None:
+        """Have a label of another manager, as it is now."""
+        with self._lock:
+            self._sources[label.name] = _Source(label.path, label.given, None, reload=False)
+            self._labels[label.name] = label
 
     def get_label(self, name: str) -> pa.Table | None:
         """The table of a label; None when there is none of that name."""
@@ -173,7 +186,7 @@ class LabelManager:
         except ConfigError as error:
             # What is loaded goes on with what was good; said once, until the file changes again.
             logger.warning('label %s stays as it was: %s', label.name, error)
-            newer = Label(label.name, label.path, label.table, signature, label._forms, label._indexes)
+            newer = replace(label, signature=signature)
         else:
             logger.info('label %s was read again: %d rows', label.name, newer.table.num_rows)
         self._labels[label.name] = newer
@@ -194,6 +207,7 @@ def _read(name: str, source: _Source) -> Label:
         # Before the file is read: one replaced meanwhile is then read again, never taken for the newest.
         signature = _signature(source.path)
         table = read_label(source.path, source.binary_columns)
+        content = content_of(source.path)
     except FileNotFoundError as error:
         folder = source.path.parent
         hint = 'relative paths are looked for in label_dir or AMP_LABEL_DIR'
@@ -202,7 +216,13 @@ def _read(name: str, source: _Source) -> Label:
             hint=hint if folder.is_dir() else f'the folder {folder} does not exist',
             path=str(source.path),
         ) from error
-    return Label(name, source.path, table, signature)
+    return Label(name, source.path, table, signature, source.given, content)
+
+
+def content_of(path: Path) -> str:
+    """The SHA-256 of a file. Raises OSError."""
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _signature(path: Path) -> tuple[int, ...]:

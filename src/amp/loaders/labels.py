@@ -18,6 +18,7 @@ from amp.config.label_file import is_address_name, plain
 from amp.config.label_index import LabelIndex
 from amp.config.label_manager import Label, LabelManager
 from amp.errors import ConfigError
+from amp.loaders.label_record import record_of
 from amp.loaders.stamps import STAMP_COLUMNS
 from amp.loaders.types import LabelConfig, LabelJoinConfig
 
@@ -52,6 +53,7 @@ class _Bound:
 
     labels: tuple[Label, ...]
     steps: tuple[_Step, ...]
+    record: str
     refused: tuple[Label, ...] = ()
 
 
@@ -95,6 +97,10 @@ class LabelJoin:
             batch = step.apply(batch)
         return batch
 
+    def record(self, schema: pa.Schema) -> str:
+        """What a stream remembers of the joins with rows of this schema: see `label_record`."""
+        return self._bound_to(schema).record
+
     @property
     def _names(self) -> tuple[str, ...]:
         return tuple(join if isinstance(join, str) else join.label_name for join in self._joins)
@@ -106,7 +112,8 @@ class LabelJoin:
             if known is not None and labels in (known.labels, known.refused):
                 return known
             try:
-                bound = _Bound(labels, self._bind(labels, schema))
+                steps = self._bind(labels, schema)
+                bound = _Bound(labels, steps, record_of((step.label, step.config) for step in steps))
             except ConfigError as error:
                 if known is None:
                     raise

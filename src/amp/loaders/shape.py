@@ -38,6 +38,11 @@ class Shape:
             batch = step.batch(batch)
         return batch
 
+    def labels(self, schema: pa.Schema) -> str | None:
+        """What rows of `schema` are joined with, for the stream's state; None without labels."""
+        records = [record(schema) for step in self._steps if (record := getattr(step, 'record', None)) is not None]
+        return records[0] if records else None
+
     def __bool__(self) -> bool:
         return bool(self._steps)
 

@@ -29,6 +29,7 @@ from amp.errors import (
 )
 from amp.events import Committed, Retrying, Undone, emit
 from amp.loaders.evolution import evolution
+from amp.loaders.label_record import with_earlier
 from amp.loaders.lanes import base_for
 from amp.loaders.points import reached
 from amp.loaders.settings import FOR_EVER, Source, StreamSettings
@@ -96,6 +97,7 @@ class StreamEngine:
         self._dirty_since = 0.0
         self._epoch: int | None = None
         self._prepared = False
+        self._labels: str | None = None
         self._answered = False
         self._commits = 0
 
@@ -275,6 +277,7 @@ class StreamEngine:
 
     def _write(self, received: pa.RecordBatch, tx_id: int, batch_id: str) -> None:
         batch = self._guarded(lambda: self._shape.batch(received))
+        self._labels = with_earlier(self._shape.labels(received.schema), self._labels)
         if not batch.num_rows:
             return
         hand = self._hand or self._begin()
@@ -296,7 +299,7 @@ class StreamEngine:
 
     def _commit(self) -> Iterator[LoadResult]:
         hand = self._hand or self._begin()
-        state = self._machine.pending
+        state = self._machine.pending = self._labelled(self._machine.pending)
         ranges = tuple(self._ranges)
         self._doubt = (hand, ranges, state)
         reached('unit.before_commit')
@@ -304,6 +307,15 @@ class StreamEngine:
         reached('unit.committed')
         self._machine.committed_unit()
         yield from self._committed(hand, ranges)
+
+    def _labelled(self, state: StreamState) -> StreamState:
+        before = self._machine.committed
+        if not self._prepared:
+            return state
+        labels = with_earlier(self._labels, before.labels) if before.has_history else self._labels
+        if labels != before.labels and before.has_history:
+            logger.warning('stream %s: the rows before were joined with other labels', self._job.key.name)
+        return state if labels == state.labels else replace(state, labels=labels)
 
     def _committed(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
         self._ranges, self._hand, self._doubt = [], None, None
@@ -409,6 +421,7 @@ class StreamEngine:
         if self._prepared or response.data is None:
             return
         schema = stamped_schema(self._shape.schema(response.data.schema))
+        self._labels = self._shape.labels(response.data.schema)
         settings = self._settings
         self._guarded(
             lambda: self._loader.prepare_table(

@@ -199,6 +199,7 @@ def _compare(
     query: str | None,
     block_column: str | None,
 ) -> None:
+    from amp.loaders.label_record import join_again
     from amp.loaders.verify_source import Comparison, clipped, comparable
 
     text = query or info.claim.query
@@ -210,7 +211,11 @@ def _compare(
         report.notes.append('nothing is committed yet, so nothing was compared')
         return
     ranges, notes = comparable(source, text, info)
-    comparison = Comparison(loader, info, source, text, block_column)
+    join, problem = join_again(info.state.labels, source.label_manager)
+    if problem is not None:
+        report.notes.append(problem)
+        return
+    comparison = Comparison(loader, info, source, text, block_column, join)
     found = comparison.differences(ranges)
     for _ in range(_MOST_LOOKS):
         now = next((i for i in _streams_of(loader, info.key.table) if i.key == info.key), info)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from amp.errors import ConfigError, VerifyError
 from amp.loaders.checksum import Words, conform, row_hashes
 from amp.loaders.findings import Finding
+from amp.loaders.shape import Shape
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.status import as_table, server_coverage
 from amp.loaders.unit import StreamInfo
@@ -28,6 +29,7 @@ from amp.streaming.types import BlockRange, ResponseBatch
 if TYPE_CHECKING:
     from amp.client import Client
     from amp.loaders.base import DataLoader
+    from amp.loaders.labels import LabelJoin
 
 __all__ = ['Comparison', 'block_column_of', 'clipped', 'comparable']
 
@@ -79,8 +81,15 @@ class Comparison:
     """One stream of a loader, beside the query that fed it. Raises SourceError when the server is asked in vain."""
 
     def __init__(
-        self, loader: DataLoader[Any], info: StreamInfo, client: Client, query: str, block_column: str | None
+        self,
+        loader: DataLoader[Any],
+        info: StreamInfo,
+        client: Client,
+        query: str,
+        block_column: str | None,
+        join: LabelJoin | None = None,
     ) -> None:
+        """`join` gives the server's rows the labels that the stream's have."""
         self._loader = loader
         self._info = info
         self._client = client
@@ -88,7 +97,8 @@ class Comparison:
         schema = client.sql(f'SELECT * FROM {self._table}').schema()
         self.block_column = block_column_of(schema.names, block_column)
         self.notes: list[str] = []
-        self._schema, self._missing = self._shared_columns(schema)
+        self._shape = Shape([] if join is None else [join])
+        self._schema, self._missing = self._shared_columns(self._shape.schema(schema))
 
     def differences(self, ranges: Sequence[BlockRange]) -> list[Finding]:
         """What is off in `ranges` (of one network, disjoint, sorted)."""
@@ -153,7 +163,7 @@ class Comparison:
                 end = min(start + _WINDOW - 1, r.end)
                 asked = self._client.sql(f'SELECT * FROM {self._table} WHERE {column} BETWEEN {start} AND {end}')
                 with closing(asked.stream()) as batches:  # type: ignore[type-var]  # a generator, said to be an iterator
-                    yield from self._hashed(batches)
+                    yield from self._hashed(self._shape.batches(batches))
 
     def _hashed(self, batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[npt.NDArray[np.int64], Words]]:
         for batch in batches:

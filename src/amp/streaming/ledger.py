@@ -102,7 +102,8 @@ class StreamState:
 
     `origins` holds the first block that the stream ever took, per network: a stream that was undone to nothing must
     begin there again. `base` is history that others hold for the stream (the lanes of a backfill), one range a network
-    with the hash of its end: the stream goes on after it and can never go below.
+    with the hash of its end: the stream goes on after it and can never go below. `labels`: what its rows were joined with,
+    in the words of whoever joined them.
     """
 
     number: int
@@ -111,6 +112,7 @@ class StreamState:
     segments: tuple[BlockRange, ...] = ()
     origins: Mapping[str, int] = field(default_factory=dict)
     base: tuple[BlockRange, ...] = ()
+    labels: str | None = None
 
     @property
     def interval(self) -> IdRun:
@@ -130,6 +132,11 @@ class StreamState:
                 return found
         ends = [s for s in (*self.base, *self.segments) if s.network == network]
         return max(ends, key=lambda s: s.end) if ends else None
+
+    @property
+    def has_history(self) -> bool:
+        """True when something is committed that was not undone."""
+        return bool(self.entries or self.segments)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -216,6 +223,8 @@ class StreamState:
         }
         if self.base:
             stored['base'] = [_packed(s) for s in self.base]
+        if self.labels is not None:
+            stored['labels'] = self.labels
         return json.dumps(stored, separators=(',', ':'))
 
     @classmethod
@@ -235,7 +244,7 @@ class StreamState:
             if not all(interval.first <= e.first_id <= e.last_id <= interval.last for e in entries):
                 raise IntegrityError(f'the stored state of stream {number} names rows of another stream: {text[:120]}')
             segments, base = (tuple(map(_unpacked, stored.get(part, ()))) for part in ('segments', 'base'))
-            return cls(number, epoch, entries, segments, dict(stored['origins']), base)
+            return cls(number, epoch, entries, segments, dict(stored['origins']), base, stored.get('labels'))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f'the stored state of stream {number} does not parse: {text[:120]}') from error
 
