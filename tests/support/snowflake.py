@@ -34,6 +34,8 @@ _KEYS = (
     'schema',
     'warehouse',
     'role',
+    'host',
+    'protocol',
 )
 
 
@@ -47,7 +49,8 @@ def snowflake_config() -> Iterator[dict[str, Any]]:
     """The configuration of a loader for a schema that tests may fill as they like."""
     if is_real():
         given = {key: os.environ.get(f'SNOWFLAKE_{key.upper()}') for key in _KEYS}
-        yield {key: value for key, value in given.items() if value}
+        port = {'port': int(os.environ['SNOWFLAKE_PORT'])} if 'SNOWFLAKE_PORT' in os.environ else {}
+        yield {key: value for key, value in given.items() if value} | port
         return
     with start_fakesnow() as config:
         yield config

@@ -36,7 +36,8 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
-from tests.support.chdb_http import FrontProcess
+from tests.support.chdb_http import FrontProcess, chdb_front
+from tests.support.clickhouse import clickhouse_config
 from tests.support.ports import free_port
 from tests.support.small_disk import make_room, small_disk
 from tests.support.tcp_proxy import TcpProxy
@@ -758,6 +759,18 @@ def test_one_folder_at_a_time_in_a_process_and_one_process_at_a_time_in_a_folder
     with ClickHouseLoader(config) as loader:
         assert loader.load_table(pa.table({'x': [1]}), 't', mode='overwrite').success
         assert loader.get_table_info('t')['row_count'] == 1
+
+
+def test_variables_name_the_server_that_the_tests_use(tmp_path, monkeypatch):
+    with chdb_front(str(tmp_path / 'data'), user='somebody', password='and-a-secret') as other:
+        variables = {'host': 'HOST', 'port': 'PORT', 'username': 'USER', 'password': 'PASSWORD'}
+        for key, variable in variables.items():
+            monkeypatch.setenv(f'CLICKHOUSE_{variable}', str(other[key]))
+        monkeypatch.setenv('CLICKHOUSE_DB', 'system')
+        with clickhouse_config(tmp_path / 'unused') as named, ClickHouseLoader(named) as loader:
+            assert named == {**other, 'database': 'system'}
+            assert loader.table_exists('numbers')
+        assert not (tmp_path / 'unused').exists()
 
 
 def test_configuration_is_checked_by_name_and_urls_are_read():

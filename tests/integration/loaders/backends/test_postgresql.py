@@ -35,6 +35,7 @@ from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
 from tests.support.ports import free_port
+from tests.support.postgres import postgresql_config, start_postgres
 from tests.support.small_disk import make_room, small_disk
 from tests.support.tcp_proxy import TcpProxy
 
@@ -486,6 +487,16 @@ def test_what_keeps_it_from_connecting_is_one_sentence_without_the_password(
     assert 'wrong-and-secret' not in text
     assert 'server-side-secret' not in text
     assert caught.value.retryable is retryable
+
+
+def test_variables_name_the_server_that_the_tests_use(monkeypatch):
+    with start_postgres() as other:
+        variables = {'host': 'HOST', 'port': 'PORT', 'database': 'DB', 'user': 'USER', 'password': 'PASSWORD'}
+        for key, variable in variables.items():
+            monkeypatch.setenv(f'POSTGRES_{variable}', str(other[key]))
+        with postgresql_config() as named, PostgreSQLLoader(named) as loader:
+            assert named == other
+            assert loader.run('SHOW port') == [(str(other['port']),)]
 
 
 def test_configuration_is_checked_by_name_and_hides_the_password():

@@ -36,7 +36,7 @@ from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import ROW, BaseTypeTests, values
 from tests.support.ports import free_port
-from tests.support.snowflake import is_real
+from tests.support.snowflake import is_real, snowflake_config
 from tests.support.snowpipe import snowpipe
 from tests.support.type_extremes import other_columns
 
@@ -736,6 +736,17 @@ def test_a_host_that_is_down_is_worth_another_try(config):
         ).connect()
     assert failed.value.retryable
     assert config['password'] not in str(failed.value)
+
+
+@pytest.mark.skipif(is_real(), reason='the variables name an account already')
+def test_variables_name_the_account_that_the_tests_use(config, table, monkeypatch):
+    for key in ('account', 'user', 'password', 'database', 'schema', 'host', 'port', 'protocol'):
+        monkeypatch.setenv(f'SNOWFLAKE_{key.upper()}', str(config[key]))
+    with snowflake_config() as named, SnowflakeLoader(named) as there, SnowflakeLoader(config) as here:
+        assert is_real()
+        assert named == {key: config[key] for key in named}
+        assert there.load_table(pa.table({'x': [1]}), table).success
+        assert here.get_table_info(table)['row_count'] == 1
 
 
 def refused_login(config: dict[str, Any]) -> DestinationError:
