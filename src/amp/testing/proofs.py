@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import signal
 import time
+from typing import Any
 
 from amp.testing.conformance import Conformance, Trial
 from amp.testing.oracle import Feed
 from amp.testing.process import Child
 
 __all__ = [
+    'documents_are_compared',
     'late_writer_loses',
     'lost_acknowledgement',
     'memory_stays_flat',
@@ -67,6 +69,26 @@ def _happen(trial: Trial, what: str, chance: random.Random) -> bool:
         case 'split':
             trial.amp.faults.split(chance.choice([None, 1, 3, 7]))
     return what == 'leave'
+
+
+def documents_are_compared(kit: Conformance) -> None:
+    """Where documents are kept, one is replaced only by who knows what is there: also between two of one moment."""
+    loader: Any
+    with kit.destination.make() as loader:
+        if not hasattr(loader, '_write_state'):
+            return
+        steps: list[tuple[str, str | None, bool]] = [
+            ('first', None, True),
+            ('second', None, False),
+            ('second', 'something else', False),
+            ('second', 'first', True),
+            ('third', 'first', False),
+        ]
+        for text, expected, wanted in steps:
+            if loader._write_state('conformance', text, expected) is not wanted:
+                raise AssertionError(f'_write_state replaced {expected!r} by {text!r}: it should have said {wanted}')
+        if (found := loader._read_state('conformance')) != 'second':
+            raise AssertionError(f'_read_state found {found!r}, not what was written last')
 
 
 def late_writer_loses(kit: Conformance, point: str = 'unit.after_data') -> None:

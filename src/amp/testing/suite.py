@@ -77,6 +77,10 @@ class ExactlyOnceTests:
         else:
             proofs.late_writer_loses(kit, point)
 
+    def test_documents_are_replaced_by_who_knows_them(self, kit: Conformance) -> None:
+        """Or the destination has transactions and keeps none."""
+        proofs.documents_are_compared(kit)
+
     def test_an_upsert_followed_by_a_reorg(self, kit: Conformance) -> None:
         """The rows that were replaced come back, also after crashes; or the mode is refused by name."""
         if kit.destination.upserts:
