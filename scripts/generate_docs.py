@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amp.loaders.arrow_types import TypeTable
 from amp.loaders.type_tables import TABLES
-from amp.streaming.error_kinds import BOTOCORE, CLASSES, CLICKHOUSE, HTTP, SQLSTATES, ErrorKind
+from amp.streaming.error_kinds import ARROW_S3, BOTOCORE, CLASSES, CLICKHOUSE, HTTP, SQLSTATES, ErrorKind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / 'docs'
@@ -98,6 +98,7 @@ def error_tables() -> str:
         ('SQLSTATE begins with (PostgreSQL, Snowflake)', SQLSTATES),
         ('HTTP status', HTTP),
         ('AWS error code', BOTOCORE),
+        ("S3 error of Arrow's file systems", ARROW_S3),
         ('ClickHouse code', CLICKHOUSE),
         ('class of the error, or of one it derives from', CLASSES),
     ):

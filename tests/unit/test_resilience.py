@@ -92,6 +92,10 @@ def made(name: str, module: str = 'driver', base: type[Exception] = Exception, *
         (made('X', status_code=404), ErrorKind.PERMANENT),
         (made('X', response=type('R', (), {'status_code': 503})()), ErrorKind.RATE_LIMIT),
         (made('X', response={'Error': {'Code': 'SlowDown'}}), ErrorKind.RATE_LIMIT),
+        (OSError('When x: AWS Error NETWORK_CONNECTION during PutObject operation: curl'), ErrorKind.TRANSIENT),
+        (OSError('AWS Error UNKNOWN (HTTP status 429) during HeadObject operation: No body'), ErrorKind.RATE_LIMIT),
+        (OSError('AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: 503'), ErrorKind.PERMANENT),
+        (OSError('AWS Error ACCESS_DENIED during HeadObject operation: connection reset'), ErrorKind.PERMANENT),
         (
             made('X', response={'Error': {'Code': 'Odd'}, 'ResponseMetadata': {'HTTPStatusCode': 500}}),
             ErrorKind.TRANSIENT,

@@ -12,7 +12,17 @@ from enum import Enum
 
 from amp.errors import AmpError
 
-__all__ = ['BOTOCORE', 'CLASSES', 'CLICKHOUSE', 'HTTP', 'SQLSTATES', 'TEXTS', 'ErrorClassifier', 'ErrorKind']
+__all__ = [
+    'ARROW_S3',
+    'BOTOCORE',
+    'CLASSES',
+    'CLICKHOUSE',
+    'HTTP',
+    'SQLSTATES',
+    'TEXTS',
+    'ErrorClassifier',
+    'ErrorKind',
+]
 
 
 class ErrorKind(Enum):
@@ -55,6 +65,15 @@ BOTOCORE = {
     'InternalError': _T,
     'ServiceUnavailable': _R,
 }
+# What Arrow's file systems say of S3, in the one error class that they have; a status it knows no name for is HTTP's.
+ARROW_S3 = {
+    'NETWORK_CONNECTION': _T,
+    'INTERNAL_FAILURE': _T,
+    'SERVICE_UNAVAILABLE': _R,
+    'SLOW_DOWN': _R,
+    'THROTTLING': _R,
+    'REQUEST_TIMEOUT': _O,
+}
 CLICKHOUSE = {
     159: _O,  # TIMEOUT_EXCEEDED
     160: _O,  # TOO_SLOW
@@ -95,6 +114,7 @@ TEXTS = (
     (_T, r'\bconnection (reset|refused|aborted|closed|lost|error|was closed)\b|\bclosed the connection\b'),
     (_T, r'\bdeadlock\b|\bcould not serialize\b|\bserver is starting\b'),
 )
+_ARROW_S3 = re.compile(r'\bAWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))? during \w+ operation: ')
 _TEXTS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in TEXTS)
 
 
@@ -148,6 +168,8 @@ def _by_code(error: BaseException) -> ErrorKind | None:
     for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None)):
         if isinstance(status, int):
             return HTTP.get(status, ErrorKind.PERMANENT)
+    if type(error) is OSError and (of_s3 := _ARROW_S3.search(str(error))) is not None:
+        return HTTP.get(int(of_s3[2] or 0)) or ARROW_S3.get(of_s3[1], ErrorKind.PERMANENT)
     return None if type(error).__module__ in _OUR_OWN else _first(CLASSES.get(c.__name__) for c in type(error).__mro__)
 
 

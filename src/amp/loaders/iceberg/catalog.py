@@ -33,6 +33,7 @@ from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
 from amp.errors import AmpError, ConfigError, DestinationError, MissingExtraError, redact
+from amp.streaming.error_kinds import ErrorClassifier
 
 try:
     from sqlalchemy import URL
@@ -214,7 +215,10 @@ def is_transient_failure(error: Exception) -> bool:
         if isinstance(original, sqlite3.Error):
             return _sqlite_code(original) in {'SQLITE_BUSY', 'SQLITE_LOCKED'}
         return bool(error.connection_invalidated)
-    return isinstance(error, (CommitStateUnknownException, ServerError, ConnectionError, TimeoutError))
+    if isinstance(error, (CommitStateUnknownException, ServerError, ConnectionError, TimeoutError)):
+        return True
+    # Files of a warehouse in an object store.
+    return isinstance(error, OSError) and ErrorClassifier.is_transient(error)
 
 
 def _sqlite_code(error: BaseException | None) -> str:

@@ -74,7 +74,8 @@ class Write:
         self._table: Table | None = None
         self._first_id: int | None = None
         self._tried = self._is_split = False
-        self.rows_undone = 0
+        # Of what is being committed too: when its answer is lost, nobody counts again.
+        self.rows_undone = self._rows_undone_before = 0
 
     def add(self, batch: pa.RecordBatch) -> int:
         """Take rows; the number taken."""
@@ -151,8 +152,10 @@ class Write:
         reached('commit.before_state')
         self._save(commands, stream, record, state, last=last)
 
+        self.rows_undone = self._rows_undone_before + undone
+
         def done() -> None:
-            self.rows_undone += undone
+            self._rows_undone_before = self.rows_undone
             self._undone, self._clear = True, False
             if self._bulk is None:
                 self._next_rows, self._pending, self._bytes = numbers, [], 0
