@@ -238,7 +238,8 @@ class TcpProxy:
             due.fired()
         if due.kind == 'stall':
             pair.stalled.set()
-            pair.closed.wait(due.seconds)
+            if not pair.closed.wait(due.seconds):
+                self.done['stall ended here'] += 1
         if due.kind == 'cut':
             pair.close()
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,7 +47,8 @@ class PostgreSQLConfig:
     """Where the database is. `host` may be the folder of a Unix socket.
 
     `max_connections` bounds what one loader opens, `connect_timeout` and `lock_timeout` are seconds: how long to wait
-    for the server, and for rows that another transaction holds. `application_name` is what the server shows of us.
+    for the server, and for rows that another transaction holds. After `timeout` seconds without a sign of the server a
+    connection is given up. `application_name` is what the server shows of us.
     """
 
     host: str
@@ -59,7 +61,37 @@ class PostgreSQLConfig:
     sslmode: str | None = None
     connect_timeout: int = 10
     lock_timeout: int = 10
+    timeout: int = 1800
     application_name: str = 'amp'
+
+
+class _Impatient(psycopg.Connection[tuple[Any, ...]]):
+    """Gives up on a server that says nothing for too long.
+
+    TCP notices when the other machine is gone, but not while something on the way still answers for it.
+    """
+
+    longest_silence: float = 0.0
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:
+        """What the driver calls for all that goes over the wire."""
+        return super().wait(self._while_heard(gen), *args, **kwargs)
+
+    def _while_heard(self, gen: Generator[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        heard = time.monotonic()
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                now = time.monotonic()
+                if ready:
+                    heard = now
+                elif 0 < self.longest_silence < now - heard:
+                    self.close()
+                    raise psycopg.OperationalError(f'no sign of the server for {self.longest_silence:.0f} s')
+                wanted = gen.send(ready)
+        except StopIteration as done:
+            return done.value
 
 
 class Connections:
@@ -129,7 +161,7 @@ def _dial(config: PostgreSQLConfig) -> Connection:
         'sslmode': config.sslmode,
     }
     try:
-        return psycopg.connect(
+        connection = _Impatient.connect(
             host=config.host,
             port=config.port,
             dbname=config.database,
@@ -145,8 +177,10 @@ def _dial(config: PostgreSQLConfig) -> Connection:
             tcp_user_timeout=60_000,
             **{key: value for key, value in settings.items() if value is not None},
         )
+        connection.longest_silence = config.timeout
     except psycopg.Error as error:
         raise _not_connected(config, error) from None
+    return connection
 
 
 def _not_connected(config: PostgreSQLConfig, error: psycopg.Error) -> DestinationError:
