@@ -133,3 +133,20 @@ def test_an_option_that_is_missing_is_named(run, app):
     done = run(app, AMP_URL='')
     assert done.returncode == 2
     assert '--server' in done.stderr
+
+
+@pytest.mark.duckdb
+@pytest.mark.parametrize(
+    ('notebook', 'last'), [('erc20_transfers.py', '480 transfers of '), ('block_explorer.py', 'block 119: ')]
+)
+def test_notebooks_run_as_programs(run, notebook, last):
+    done = run(f'notebooks/{notebook}')
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(last)
+
+
+@pytest.mark.duckdb
+def test_a_notebook_names_tokens_by_a_file_of_labels(run, server, tmp_path):
+    done = run('notebooks/erc20_transfers.py', AMP_LABELS=str(tokens(server, tmp_path)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == '480 transfers of 2 tokens'
