@@ -76,8 +76,7 @@ def compare(report: Report, where: str, config: Mapping[str, Any], rows: int, re
         repetitions,
     )
     print(f'-- {where}')
-    for timing in timings.values():
-        print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+    report.rates(timings, rows, f', {where}')
     report.at_least(f'load / insert_arrow, {where}', speed_ratio(timings, 'load', 'insert_arrow'), 0.9)
     report.at_least(
         f'stream / stamped insert_arrow, {where}',

@@ -53,8 +53,7 @@ def main(rows: int, repetitions: int) -> int:
             },
             repetitions,
         )
-        for timing in timings.values():
-            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.rates(timings, rows)
         report.at_least('to_arrow / bare do_get', speed_ratio(timings, 'to_arrow', 'bare do_get, read_all'), 0.95)
         report.at_least('stream / bare do_get', speed_ratio(timings, 'stream', 'bare do_get, drained'), 0.95)
         small, large = (peak_rss(_STREAM, url, str(n)) for n in (1_000_000, 10_000_000))

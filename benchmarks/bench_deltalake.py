@@ -138,8 +138,7 @@ def main(rows: int, repetitions: int, large: int) -> int:
             },
             repetitions,
         )
-        for timing in timings.values():
-            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.rates(timings, rows)
         report.at_least('load / bare Flight -> write', speed_ratio(timings, 'load', 'bare Flight -> write'), 0.9)
         report.at_least('load / bare, the same types', speed_ratio(timings, 'load', 'bare, the same types'), 0.9)
         report.at_least('stream / bare write', speed_ratio(timings, 'stream, one unit', 'bare write, stamped'), 0.9)

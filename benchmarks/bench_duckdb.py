@@ -95,8 +95,7 @@ def main(rows: int, repetitions: int, large: int) -> int:
             },
             repetitions,
         )
-        for timing in timings.values():
-            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.rates(timings, rows)
         report.at_least('load / bare Flight -> INSERT', speed_ratio(timings, 'load', 'bare Flight -> INSERT'), 0.9)
         report.at_least(
             'stream / bare stamped INSERT', speed_ratio(timings, 'stream, one unit', 'bare INSERT, stamped'), 0.9

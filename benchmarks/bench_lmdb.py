@@ -112,8 +112,7 @@ def main(rows: int, repetitions: int) -> int:
             },
             repetitions,
         )
-    for timing in timings.values():
-        print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+    report.rates(timings, rows)
     report.at_least('batches / bare IPC puts', speed_ratio(timings, 'load, batches', 'bare IPC puts'), 0.9)
     report.at_least(
         'stream of batches / bare stamped puts', speed_ratio(timings, 'stream, batches', 'bare IPC puts, stamped'), 0.9

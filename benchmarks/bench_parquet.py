@@ -131,8 +131,7 @@ def main(rows: int, repetitions: int) -> int:
             },
             repetitions,
         )
-        for timing in timings.values():
-            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.rates(timings, rows)
         report.at_least(
             'load / bare Flight -> write_dataset', speed_ratio(timings, 'load', 'bare Flight -> write_dataset'), 0.9
         )

@@ -113,8 +113,7 @@ def main(rows: int, repetitions: int, large: int) -> int:
             },
             repetitions,
         )
-        for timing in timings.values():
-            print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+        report.rates(timings, rows)
         report.at_least('load / bare pgpq + COPY', speed_ratio(timings, 'load', 'bare COPY'), 0.9)
         report.at_least(
             'stream / bare stamped COPY', speed_ratio(timings, 'stream, one unit', 'bare COPY, stamped + index'), 0.9

@@ -112,8 +112,7 @@ def main(rows: int, repetitions: int) -> int:
             },
             repetitions,
         )
-    for timing in timings.values():
-        print(f'{timing}   {rows / timing.median / 1e3:6.0f} k rows/s')
+    report.rates(timings, rows)
     report.at_least('load / bare RESP', speed_ratio(timings, 'load', 'bare RESP'), 0.9)
     report.at_least('stream / bare stamped RESP', speed_ratio(timings, 'stream, one unit', 'bare RESP, stamped'), 0.9)
     report.at_least('load / redis-py pipeline', speed_ratio(timings, 'load', 'redis-py pipeline'), 1.5)

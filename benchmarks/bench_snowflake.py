@@ -57,7 +57,7 @@ def pipeline(batches: list[pa.RecordBatch]) -> ParquetFiles:
     return files
 
 
-def ways(config: dict[str, object], rows: int, repetitions: int) -> dict[str, float]:
+def ways(report: Report, config: dict[str, object], rows: int, repetitions: int) -> dict[str, float]:
     table = pa.Table.from_batches(repeated(rows)).slice(0, rows)
     numbers: Iterator[int] = itertools.count()
 
@@ -70,8 +70,7 @@ def ways(config: dict[str, object], rows: int, repetitions: int) -> dict[str, fl
 
     methods = ('stage', 'insert', 'pandas')
     timings = interleaved({method: lambda m=method: load(m) for method in methods}, repetitions)
-    for timing in timings.values():
-        print(f'{timing}   {rows / timing.median / 1e3:8.1f} k rows/s')
+    report.rates(timings, rows)
     return {method: speed_ratio(timings, 'stage', method) for method in methods[1:]}
 
 
@@ -83,14 +82,13 @@ def main(rows: int, repetitions: int, rows_of_ways: int) -> int:
             {'pyarrow, one file': lambda: bare_parquet(batches, folder), 'pipeline': lambda: pipeline(batches)},
             repetitions,
         )
-    for timing in timings.values():
-        print(f'{timing}   {rows / timing.median / 1e6:6.2f} M rows/s')
+    report.rates(timings, rows)
     files = pipeline(batches)
     print(f'{files.files} files, {files.bytes / files.files / 1e6:.0f} MB each on average')
     report.at_least('Parquet pipeline / pyarrow, one file', speed_ratio(timings, 'pipeline', 'pyarrow, one file'), 0.9)
     with snowflake_config() as config:
         print(f'against {"an account" if is_real() else "fakesnow: no measure of Snowflake"}')
-        ratios = ways(config, rows_of_ways, max(2, repetitions // 2))
+        ratios = ways(report, config, rows_of_ways, max(2, repetitions // 2))
     for method, ratio in ratios.items():
         report.at_least(f'stage / {method}, as fast or faster', ratio, 1.0)
     return report.finish()

@@ -1,6 +1,6 @@
 """State stores at 1,000 and 100,000 committed batches: best of several calls, in microseconds.
 
-    python -m benchmarks.bench_state
+    python benchmarks/bench_state.py
 
 The target is at most 1,000 us in memory for each read and for an undo, and no growth with history. `mark` on disk is
 one durable commit; without sync it is what the store itself costs.
@@ -8,9 +8,12 @@ one durable commit; without sync it is what the store itself costs.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+
+from _harness import Report
 
 from amp.streaming.lmdb_state import LMDBStreamStateStore
 from amp.streaming.state import BatchIdentifier, InMemoryStreamStateStore, OrderedStateStore
@@ -66,7 +69,7 @@ def _undo_half(store: OrderedStateStore, count: int) -> float:
     return (time.perf_counter() - begin) / len(removed) * 1e6
 
 
-def main() -> None:
+def main() -> int:
     columns: dict[str, dict[str, float]] = {}
     for count in (1_000, 100_000):
         columns[f'memory {count:,}'] = measure(InMemoryStreamStateStore(), count)
@@ -79,7 +82,11 @@ def main() -> None:
     print(f'{"us":<26}' + ''.join(f'{name:>20}' for name in columns))
     for row in next(iter(columns.values())):
         print(f'{row:<26}' + ''.join(f'{column[row]:>20,.1f}' for column in columns.values()))
+    report = Report()
+    for row in ('resume position', '  with gaps', 'is_processed', 'undo of one'):
+        report.at_most(f'us in memory at 100,000 batches: {row.strip()}', columns['memory 100,000'][row], 1000)
+    return report.finish()
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())
