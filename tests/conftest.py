@@ -71,6 +71,15 @@ def snowflake_test_config():
 
 
 @pytest.fixture(scope='session')
+def s3_test_options():
+    """Storage options for a bucket; the memory of its server is one, so use a root of your own."""
+    from tests.support.s3 import s3_options
+
+    with s3_options() as options:
+        yield options
+
+
+@pytest.fixture(scope='session')
 def deltalake_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {'root': str(tmp_path_factory.mktemp('deltalake') / 'lake')}
 

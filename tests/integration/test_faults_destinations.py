@@ -24,14 +24,6 @@ MARKS = {'iceberg-catalog': 'iceberg'}
 SILENCE = 50.0
 
 
-@pytest.fixture(scope='module')
-def s3_test_options() -> Iterator[dict[str, str]]:
-    from tests.support.s3 import s3_options
-
-    with s3_options() as options:
-        yield options
-
-
 @pytest.fixture
 def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setattr(redis_connect, '_LONGEST_SILENCE', 2.0)
