@@ -10,6 +10,7 @@ from itertools import count
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from amp.config.hex_text import Column, byte_rows
 
@@ -18,61 +19,64 @@ __all__ = ['BytesTable', 'Places']
 Hashes = npt.NDArray[np.uint64]
 Places = npt.NDArray[np.int32]
 
+_MOST_IN_BUCKET = 32
+_MOST_SEEDS = 8
+
 
 class BytesTable:
-    """The places of `values`: fixed-size binary without nulls, each value once."""
+    """The places of fixed-size binary values, of which none is null and each is there once, in `values`.
+
+    The values are kept in the order of their buckets, which the upper bits of a hash number: `values[place]` is the
+    one. So a look-up goes to two places in memory, the first value of a bucket and the value itself.
+    """
 
     def __init__(self, values: Column) -> None:
-        width, size = values.type.byte_width, len(values)
-        for seed in count():
-            self._factors = _factors(width, seed)
-            hashes = _hashed(_words(values), self._factors)
-            if len(np.unique(hashes)) == size:
-                break
+        size = len(values)
         bits = max(4, (2 * size).bit_length())
-        self._shift, self._mask = np.uint64(64 - bits), (1 << bits) - 1
+        self._shift = np.uint64(64 - bits)
+        for seed in count():
+            self._factors = _factors(values.type.byte_width, seed)
+            buckets = self._buckets(_words(values))
+            if seed >= _MOST_SEEDS or not size or np.bincount(buckets).max() <= _MOST_IN_BUCKET:
+                break
+        order = np.argsort(buckets, kind='stable')
+        buckets = buckets.take(order)
+        self.values = values.take(pa.array(order))
         # The place after the last stands for `not there`.
-        self._hashes = np.append(hashes, np.uint64(0))
-        self._words = np.vstack([_words(values), np.zeros((1, len(self._factors)), np.uint32)])
-        self._slots = self._filled(hashes)
+        self._words = np.vstack([_words(self.values), np.zeros((1, len(self._factors)), np.uint32)])
+        self._firsts = np.full(1 << bits, size, np.int32)
+        self._firsts[buckets[::-1]] = np.arange(size - 1, -1, -1, dtype=np.int32)
+        self._has_next = np.zeros(size + 1, np.bool_)
+        self._has_next[: max(size - 1, 0)] = buckets[1:] == buckets[:-1]
 
     def find(self, values: Column) -> Places:
         """For each value its place; -1 where it has none."""
         words = _words(values)
-        places = self._likely(_hashed(words, self._factors))
-        likely = self._words.take(places, axis=0)
-        same = places != len(self._hashes) - 1
-        for column in range(words.shape[1]):
-            same &= likely[:, column] == words[:, column]
+        places = self._firsts.take(self._buckets(words))
+        same = self._are(words, places)
+        same &= places != len(self._words) - 1
+        left = np.flatnonzero(self._has_next.take(places) & ~same)
+        while len(left):
+            found = places.take(left) + 1
+            places[left] = found
+            hit = self._are(words.take(left, axis=0), found)
+            same[left[hit]] = True
+            left = left[self._has_next.take(found) & ~hit]
         if values.null_count:
             same &= values.is_valid().to_numpy(zero_copy_only=False)
-        return np.where(same, places, np.int32(-1))
-
-    def _filled(self, hashes: Hashes) -> Places:
-        nowhere = len(hashes)
-        slots = np.full(self._mask + 1, nowhere, np.int32)
-        waiting = np.arange(nowhere, dtype=np.int32)
-        slot = (hashes >> self._shift).astype(np.int64)
-        while len(waiting):
-            free = slots[slot] == nowhere
-            slots[slot[free]] = waiting[free]
-            # Of several that want one slot the last has it; the others move on.
-            without = slots[slot] != waiting
-            waiting, slot = waiting[without], (slot[without] + 1) & self._mask
-        return slots
-
-    def _likely(self, hashes: Hashes) -> Places:
-        """Where the hash is; that of another value may be the same, so this is a guess."""
-        slot = (hashes >> self._shift).astype(np.int64)
-        places = self._slots.take(slot)
-        nowhere = len(self._hashes) - 1
-        left = np.flatnonzero((self._hashes.take(places) != hashes) & (places != nowhere))
-        while len(left):
-            slot[left] = (slot.take(left) + 1) & self._mask
-            found = self._slots.take(slot.take(left))
-            places[left] = found
-            left = left[(self._hashes.take(found) != hashes.take(left)) & (found != nowhere)]
+        np.copyto(places, np.int32(-1), where=~same)
         return places
+
+    def _buckets(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        return (_hashed(words, self._factors) >> self._shift).view(np.int64)
+
+    def _are(self, words: npt.NDArray[np.uint32], places: Places) -> npt.NDArray[np.bool_]:
+        """Whether the bytes are those of the places."""
+        likely = self._words.take(places, axis=0)
+        same: npt.NDArray[np.bool_] = likely[:, 0] == words[:, 0]
+        for column in range(1, words.shape[1]):
+            same &= likely[:, column] == words[:, column]
+        return same
 
 
 def _factors(width: int, seed: int) -> Hashes:

@@ -173,8 +173,9 @@ class _Distinct:
     """The different values of one key column, and which of them another column has."""
 
     def __init__(self, values: Column) -> None:
-        self._values = values.drop_null().unique()
-        self._table = BytesTable(self._values) if pa.types.is_fixed_size_binary(values.type) else None
+        distinct = values.drop_null().unique()
+        self._table = BytesTable(distinct) if pa.types.is_fixed_size_binary(values.type) else None
+        self._values = distinct if self._table is None else self._table.values
 
     def __len__(self) -> int:
         return len(self._values)
