@@ -33,6 +33,7 @@ from typing import Any
 import duckdb
 import fakesnow.copy_into
 import fakesnow.cursor
+import fakesnow.info_schema
 import fakesnow.server
 import fakesnow.transforms.transforms
 import jwt
@@ -66,6 +67,7 @@ _keys: dict[str, str] = {}
 _plain_execute = FakeSnowflakeCursor.execute
 _plain_parse = fakesnow.server.parse_one
 _plain_to_sf = fakesnow.server.to_sf
+_plain_text_lengths = fakesnow.info_schema.insert_text_lengths_sql
 _plain_login = fakesnow.server.login_request
 
 
@@ -184,6 +186,11 @@ def _target_columns(table: Any, duck: Any, database: str | None, schema: str | N
     return [name for name, _ in _describe(table, duck, database, schema)]
 
 
+def _text_lengths(catalog: str, schema: str, table: str, lengths: list[tuple[str, int]]) -> str:
+    escaped = [(name.replace("'", "''"), size) for name, size in lengths]
+    return _plain_text_lengths(catalog, schema, table.replace("'", "''"), escaped)
+
+
 class _Escaped(Template):
     """The sentences of fakesnow, with names that hold a quote."""
 
@@ -209,6 +216,7 @@ def main(port: int) -> None:
         (fakesnow.copy_into, '_describe_table', _describe),
         (fakesnow.copy_into, '_get_table_columns', _target_columns),
         (fakesnow.server, 'to_sf', _to_sf),
+        (fakesnow.info_schema, 'insert_text_lengths_sql', _text_lengths),
         (fakesnow.transforms.transforms, 'NUMBER_38_0', None),
     ]
     for owner, name, replacement in changed:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from amp.errors import ConfigError, DestinationError
+from amp.errors import ConfigError, DestinationError, SchemaError
 from amp.loaders import points
 from amp.loaders.clickhouse import unit as clickhouse_unit
 from amp.loaders.clickhouse.session import ClickHouseConfig, literal, quote
@@ -484,7 +484,7 @@ def test_arrays_and_wide_numbers_come_back_equal(db):
 
 
 def test_wide_decimals_stay_decimals_and_go_into_the_widest_number_that_a_table_has(db):
-    wide = pa.array([Decimal(2**250), Decimal(0), None], pa.decimal256(76, 0))
+    wide = pa.array([Decimal(10**76 - 1), Decimal(0), None], pa.decimal256(76, 0))
     table = pa.table({'wide': wide})
     result = db.load_table(table, 't', column_types={'wide': 'decimal'})
     assert result.success, result.error
@@ -493,7 +493,11 @@ def test_wide_decimals_stay_decimals_and_go_into_the_widest_number_that_a_table_
     db.session.do(f'CREATE TABLE {db.tables.quoted("made")} (wide Nullable(UInt256)) ENGINE = Memory')
     result = db.load_table(table, 'made')
     assert result.success, result.error
-    assert db.session.run(f'SELECT toString(wide) FROM {db.tables.quoted("made")}') == [[str(2**250)], ['0'], [None]]
+    assert db.session.run(f'SELECT toString(wide) FROM {db.tables.quoted("made")}') == [
+        [str(10**76 - 1)],
+        ['0'],
+        [None],
+    ]
     refused = db.load_table(pa.table({'wide': pa.array([Decimal(-1)], wide.type)}), 'made')
     assert "'wide'" in refused.error
 
@@ -551,6 +555,35 @@ def test_columns_with_names_that_look_quoted(db):
         result = db.load_table(table, 'odd `table`')
         assert result.success, result.error
     assert db.scan('odd `table`').read_all().to_pylist() == table.to_pylist() * 2
+
+
+def test_hostile_names_of_streams_touch_nothing_else(db):
+    assert db.load_table(pa.table({'x': [1]}), 'innocent').success
+    for name in ('x`; drop table innocent', "quote's back\\slash", '"; drop table innocent; --', '{t:Int64} 100%s ü.b'):
+        stream(db, THREE[0], THREE[1], table=name)
+        stream(db, ResponseBatch.reorg_batch([eth(10, 19, '0xz')]), table=name)
+        assert numbers(db, name) == [1, 9]
+        view = quote(db.config.database, f'{name}_committed')
+        assert db.session.run(f'SELECT count() FROM {view}') == [[2]]
+        info = db.get_table_info(name)
+        assert (info['table_name'], info['row_count'], info['exists']) == (name, 2, True)
+        assert info['columns'] == [*THREE[0].data.schema.names, '_amp_batch_id', '_amp_tx_id']
+        assert info['size_bytes'] > 0
+    assert db.session.run(f'SELECT x FROM {db.tables.quoted("innocent")}') == [[1]]
+    assert db.get_table_info('no such table') is None
+
+
+def test_a_stream_with_new_columns_is_refused_with_the_difference_or_widens_its_table(db):
+    stream(db, THREE[0])
+    batch = THREE[1].data.append_column('added', pa.array([2**64 - 1, None], pa.uint64()))
+    wider = ResponseBatch.data_batch(batch, THREE[1].metadata)
+    with pytest.raises(SchemaError, match='lacks: added uint64'):
+        stream(db, wider, schema_evolution='freeze')
+    assert numbers(db) == [1, 9]
+    stream(db, wider, schema_evolution='evolve')
+    found = db.scan('t').read_all().sort_by('block_num').to_pydict()
+    assert [None if n is None else int(n) for n in found['added']] == [None, None, 2**64 - 1, None]
+    assert 'added' in db.get_table_info('t')['columns']
 
 
 # What goes wrong

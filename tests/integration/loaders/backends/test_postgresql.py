@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, ProtocolError, SchemaError, StaleEpochError
 from amp.loaders import points
 from amp.loaders.implementations.postgresql_loader import PostgreSQLConfig, PostgreSQLLoader
 from amp.loaders.settings import StreamSettings
@@ -403,6 +403,19 @@ def test_hostile_names_touch_nothing_else(db):
     assert rows(db, 'innocent') == [(1,)]
     assert len(db.list_streams()) == len(hostile)
     assert db.get_table_info('no such table') is None
+
+
+def test_a_stream_with_new_columns_is_refused_with_the_difference_or_widens_its_table(db):
+    stream(db, THREE[0])
+    batch = THREE[1].data.append_column('added', pa.array([2**64 - 1, None], pa.uint64()))
+    wider = ResponseBatch.data_batch(batch, THREE[1].metadata)
+    with pytest.raises(SchemaError, match='lacks: added uint64'):
+        stream(db, wider, schema_evolution='freeze')
+    assert numbers(db) == [1, 9]
+    stream(db, wider, schema_evolution='evolve')
+    found = db.scan('t').read_all().sort_by('block_num').to_pydict()
+    assert [None if n is None else int(n) for n in found['added']] == [None, None, 2**64 - 1, None]
+    assert 'added' in db.get_table_info('t')['columns']
 
 
 def test_a_name_that_would_be_cut_short_is_refused(db):

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from snowflake.connector.errors import DatabaseError, OperationalError, ProgrammingError
 
-from amp.errors import AmpError, ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
+from amp.errors import AmpError, ConfigError, DestinationError, LoadError, ProtocolError, SchemaError, StaleEpochError
 from amp.loaders import points
 from amp.loaders.implementations.snowflake_loader import SnowflakeLoader, SnowflakeStreamStateStore
 from amp.loaders.snowflake import connect as snowflake_connect
@@ -183,6 +183,9 @@ def table():
 
 def stream(loader, table, *responses, **options):
     return list(loader.load_stream_continuous(responses, table, **options))
+
+
+TWO = [response(eth(0, 9, '0xa'), 1, 9), response(eth(10, 19, '0xb', '0xa'), 11, 19)]
 
 
 def blocks(loader, table) -> list[int]:
@@ -573,6 +576,40 @@ def test_workers_share_the_pool(config, table):
             results = list(workers.map(lambda _: db.load_table(part, table), range(12)))
         assert all(r.success for r in results), [r.error for r in results]
         assert db.get_table_info(table)['row_count'] == 1300
+
+
+def test_hostile_names_of_streams_touch_nothing_else(config, table):
+    hostile = ('x"; drop table t; --', "quote's back\\slash", 'ünï cødé a.b 100%s ? $1 {m}')
+    with SnowflakeLoader({**config, 'preserve_reorg_history': True}) as db:
+        assert db.load_table(pa.table({'x': [1]}), table).success
+        for start in hostile:
+            name = f'{start} {table}'
+            stream(db, name, TWO[0], TWO[1])
+            stream(db, name, ResponseBatch.reorg_batch([eth(10, 19, '0xz')]))
+            assert blocks(db, name) == [1, 9]
+            view = quoted(f'{name}_current')
+            assert db.own.run(f'SELECT COUNT(*) FROM {view}') == [(2,)]
+            info = db.get_table_info(name)
+            assert (info['table_name'], info['row_count'], info['exists']) == (name, 2, True)
+            assert info['columns'][:2] == TWO[0].data.schema.names
+            db.own.run(f'DROP VIEW {view}')
+            db.own.run(f'DROP TABLE {quoted(name)}')
+            db.own.run(f'DELETE FROM {TABLE} WHERE table_name = ?', (name,))
+        assert db.scan(table).read_all().to_pydict() == {'x': [1]}
+        db.own.run(f'DROP VIEW {quoted(f"{table}_current")}')
+
+
+def test_a_stream_with_new_columns_is_refused_with_the_difference_or_widens_its_table(db, table):
+    stream(db, table, TWO[0])
+    batch = TWO[1].data.append_column('added', pa.array([2**64 - 1, None], pa.uint64()))
+    wider = ResponseBatch.data_batch(batch, TWO[1].metadata)
+    with pytest.raises(SchemaError, match='lacks: added uint64'):
+        stream(db, table, wider, schema_evolution='freeze')
+    assert blocks(db, table) == [1, 9]
+    stream(db, table, wider, schema_evolution='evolve')
+    found = db.scan(table).read_all().sort_by('block_num').to_pydict()
+    assert [None if n is None else int(n) for n in found['added']] == [None, None, 2**64 - 1, None]
+    assert 'added' in db.get_table_info(table)['columns']
 
 
 # Snowpipe Streaming, against the stand-in for its protocol
