@@ -110,6 +110,14 @@ class Wire:
         self._place = place
         self._connection = connection
 
+    @property
+    def is_alive(self) -> bool:
+        """False when the server has hung up: nothing else can be waiting on a connection that is idle."""
+        try:
+            return not self._connection.can_read(timeout=0)
+        except _NEVER_MIND:
+            return False
+
     def call(self, *arguments: Literal) -> Any:
         """Send one command and wait for its answer."""
         with explained(self._place):
