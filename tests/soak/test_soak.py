@@ -100,6 +100,7 @@ class World:
     def __init__(self, amp: LocalAmp, networks: Mapping[str, TcpProxy]) -> None:
         self.amp, self.networks = amp, networks
         self.reorgs = 0
+        self._left_at: int | None = None
         self._chance = random.Random(SEED)
         for i, (name, proxy) in enumerate(networks.items()):
             sent, received = (3_000, 400_000) if name == 'source' else (150_000, 20_000)
@@ -112,9 +113,13 @@ class World:
         if chance.random() < 0.06:
             self.amp.reorg(chance.randint(1, 25), extend=chance.randint(1, 3))
             self.reorgs += 1
-        if chance.random() < 0.02:
-            self.amp.switch_back(extend=1)
-            self.reorgs += 1
+            self._left_at = head(self.amp)
+        elif self._left_at is not None and chance.random() < 0.2:
+            # Soon, or the way back would be longer than the history that is kept.
+            if head(self.amp) - self._left_at < 30:
+                self.amp.switch_back(extend=1)
+                self.reorgs += 1
+            self._left_at = None
         if chance.random() < 0.05:
             chance.choice(list(self.networks.values())).reset()
         if chance.random() < 0.02:

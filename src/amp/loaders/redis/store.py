@@ -176,7 +176,7 @@ class Store:
     @contextmanager
     def wire(self, table: str) -> Iterator[Wire]:
         """A connection to where a table lives, kept for the next one when all went well."""
-        wire = self._idle.pop() if self._idle and not self.server.place.cluster else self.server.wire(self.tag(table))
+        wire = self._kept() or self.server.wire(self.tag(table))
         try:
             yield wire
         except BaseException:
@@ -186,6 +186,15 @@ class Store:
             wire.close()
         else:
             self._idle.append(wire)
+
+    def _kept(self) -> Wire | None:
+        """One that is idle; servers hang up on those that are it for long."""
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.is_alive:
+                return wire
+            wire.close()
+        return None
 
     def close(self) -> None:
         """Hang up."""
