@@ -11,6 +11,7 @@ from amp.streaming.resilience import (
     AdaptiveBatchSize,
     AdaptiveRateLimiter,
     CircuitBreaker,
+    CircuitOpenError,
     ErrorClassifier,
     ErrorKind,
     ExponentialBackoff,
@@ -52,7 +53,8 @@ class Attempts:
         kind = ErrorClassifier.classify(error)
         if not kind.is_transient and self._is_transient(error):
             kind = ErrorKind.TRANSIENT
-        if kind.is_transient:
+        # A breaker that took its own refusals for failures would never let a probe through.
+        if kind.is_transient and not isinstance(error, CircuitOpenError):
             self.breaker.record_failure()
         self.limiter.record(kind)
         if kind is ErrorKind.TIMEOUT:

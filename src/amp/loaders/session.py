@@ -55,10 +55,12 @@ def stream_query(
     chosen = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     loader._options(options)
     job = StreamJob(StreamKey(table, name or table), LoadMode(mode), tuple(key_columns), options)
+    most = loader.attempts.config.back_pressure.max_bytes_in_flight
+    in_flight = {} if most is None else {'max_bytes': most}
     engine = StreamEngine(
         loader,
         job,
-        lambda position: _Live(query.responses(resume=position, streaming=True)),
+        lambda position: _Live(query.responses(resume=position, streaming=True, **in_flight)),
         replace(settings or StreamSettings(), **chosen),
         query.sql,
     )

@@ -86,13 +86,14 @@ CLICKHOUSE = {
     252: _R,  # TOO_MANY_PARTS
     999: _T,  # KEEPER_EXCEPTION
 }
-# By the name of the class or of one that it derives from: builtins, redis-py, requests, urllib3, httpx, botocore.
+# By the name of the class or of one that it derives from: builtins, psycopg, redis-py, requests, urllib3, httpx, botocore.
 CLASSES = {
     'TimeoutError': _O,
     'TimeoutException': _O,
     'Timeout': _O,
     'ReadTimeoutError': _O,
     'ConnectTimeoutError': _O,
+    'ConnectionTimeout': _O,
     'BusyLoadingError': _T,
     'TryAgainError': _T,
     'ClusterDownError': _T,
@@ -114,6 +115,7 @@ TEXTS = (
     (_T, r'\bconnection (reset|refused|aborted|closed|lost|error|was closed)\b|\bclosed the connection\b'),
     (_T, r'\bdeadlock\b|\bcould not serialize\b|\bserver is starting\b'),
 )
+_HTTP_STATUS = re.compile(r'\bHTTP status (\d{3})\b')
 _ARROW_S3 = re.compile(r'\bAWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))? during \w+ operation: ')
 _TEXTS = tuple((kind, re.compile(pattern, re.IGNORECASE)) for kind, pattern in TEXTS)
 
@@ -162,15 +164,23 @@ def _by_code(error: BaseException) -> ErrorKind | None:
         code = response.get('Error', {}).get('Code')
         status = response.get('ResponseMetadata', {}).get('HTTPStatusCode')
         return BOTOCORE.get(code) or HTTP.get(status, ErrorKind.PERMANENT)
-    module = type(error).__module__.partition('.')[0]
-    if module == 'clickhouse_connect' and isinstance(getattr(error, 'code', None), int):
-        return CLICKHOUSE.get(error.code, ErrorKind.PERMANENT)  # type: ignore[attr-defined]  # just looked at
+    if type(error).__module__.partition('.')[0] == 'clickhouse_connect':
+        return _of_clickhouse(error)
     for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None)):
         if isinstance(status, int):
             return HTTP.get(status, ErrorKind.PERMANENT)
     if type(error) is OSError and (of_s3 := _ARROW_S3.search(str(error))) is not None:
         return HTTP.get(int(of_s3[2] or 0)) or ARROW_S3.get(of_s3[1], ErrorKind.PERMANENT)
     return None if type(error).__module__ in _OUR_OWN else _first(CLASSES.get(c.__name__) for c in type(error).__mro__)
+
+
+def _of_clickhouse(error: BaseException) -> ErrorKind | None:
+    code = getattr(error, 'code', None)
+    if isinstance(code, int):
+        return CLICKHOUSE.get(code, ErrorKind.PERMANENT)
+    # What answered was something before the server; the driver keeps no more of it than this.
+    said = _HTTP_STATUS.search(str(error))
+    return HTTP.get(int(said[1]), ErrorKind.PERMANENT) if said is not None else None
 
 
 def _first(kinds: Iterable[ErrorKind | None]) -> ErrorKind | None:

@@ -270,7 +270,7 @@ class CircuitBreaker:
         """`closed`, `open` or `half_open`."""
         if self._opened_at is None:
             return 'closed'
-        return 'half_open' if self._rest() <= 0 else 'open'
+        return 'half_open' if self._probing or self._rest() <= 0 else 'open'
 
     def before(self) -> None:
         """Ask before each try. Raises CircuitOpenError."""
@@ -278,12 +278,13 @@ class CircuitBreaker:
             if not self.config.enabled or self._opened_at is None:
                 return
             rest = self._rest()
-            if rest > 0 or self._probing:
+            if rest > 0:
                 raise CircuitOpenError(
                     f'the destination failed {self._failures} times in a row; nothing is tried for {max(rest, 0):.0f} s',
                     hint='look at the errors before this one; circuit_breaker sets threshold and pause',
                 )
-            self._probing = True
+            # A probe that ends without a word, because something else failed meanwhile, is followed by another one.
+            self._probing, self._opened_at = True, self._clock()
 
     def record_success(self) -> None:
         """A try went well: closed."""

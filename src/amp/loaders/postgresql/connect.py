@@ -88,7 +88,7 @@ class _Impatient(psycopg.Connection[tuple[Any, ...]]):
                     heard = now
                 elif 0 < self.longest_silence < now - heard:
                     self.close()
-                    raise psycopg.OperationalError(f'no sign of the server for {self.longest_silence:.0f} s')
+                    raise errors.ConnectionTimeout(f'no sign of the server for {self.longest_silence:.0f} s')
                 wanted = gen.send(ready)
         except StopIteration as done:
             return done.value
