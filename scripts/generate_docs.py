@@ -7,13 +7,20 @@ python scripts/generate_docs.py --check   exit 1 when one is not what the code s
 
 from __future__ import annotations
 
+import json
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import amp.loaders.implementations as implementations
 from amp.loaders.arrow_types import TypeTable
+from amp.loaders.base import DataLoader
+from amp.loaders.registry import get_loader_class
 from amp.loaders.type_tables import TABLES
+from amp.loaders.types import LoadMode
 from amp.streaming.error_kinds import ARROW_S3, BOTOCORE, CLASSES, CLICKHOUSE, HTTP, SQLSTATES, ErrorKind
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -45,6 +52,8 @@ KINDS = {
 }
 
 _NESTED = {'list', 'struct', 'map'}
+# No kinds of Arrow, but wishes and fallbacks.
+_OPTIONAL = {'text as decimal', 'nested'}
 
 _INTRO = """# Types
 
@@ -83,6 +92,107 @@ def _section(table: TypeTable) -> str:
     ]
     head = ['Arrow', 'there', 'note', 'in tables of Amp']
     return f'## {table.destination}\n\n{_markdown(head, rows)}'
+
+
+_CAPABILITIES = """# What each destination can do
+
+Written by `scripts/generate_docs.py` from the loaders themselves, their tables of types, and the recorded run of the
+benchmarks. Your own loaders are listed by `amp loaders`.
+
+"""
+
+_AFTER = """
+**Exactly once.** *One commit*: undo, rows and position are one transaction, or one commit of the table's own log. *By
+ids*: an intent is recorded first, and whoever opens the stream next deletes what no finished unit names; rows of a unit
+that is not done are hidden by `scan`. See [how rows become durable](exactly_once.md).
+
+**Lanes.** How the workers of [history in parallel](parallel_streaming.md) write.
+
+**Refused types** are refused by column before the first row, or land as text on request; every other type comes back
+exactly. See [types](types.md).
+"""
+
+_SPEED = """
+## Speed
+
+{told}
+
+"""
+
+# What a class alone does not tell.
+_SCHEME_NOTES = {
+    'redis': 'one commit; large units by ids',
+    'snowflake': 'one commit; Snowpipe by ids',
+}
+
+
+def own_loaders() -> list[str]:
+    """The names of amp's own loaders."""
+    modules = (module.name for module in pkgutil.iter_modules(implementations.__path__))
+    return sorted(name.removesuffix('_loader') for name in modules if name.endswith('_loader'))
+
+
+def capabilities_page(record: dict[str, Any]) -> str:
+    """docs/capabilities.md. `record` is benchmarks/baseline.json."""
+    rows = [_abilities(name, get_loader_class(name)) for name in own_loaders()]
+    head = ['destination', 'plain loads', 'streams', 'exactly once', 'transactions', 'lanes', 'refused types']
+    run = record.get('full') or record.get('quick')
+    return f'{_CAPABILITIES}{_markdown(head, rows)}{_AFTER}{_speeds(run)}'
+
+
+def _abilities(name: str, loader: type[DataLoader[Any]]) -> list[str]:
+    table = TABLES[name]
+    streams = loader.SUPPORTED_MODES if loader.STREAM_MODES is None else loader.STREAM_MODES
+    scheme = 'one commit' if hasattr(loader, 'open_stream') else 'by ids'
+    if loader.guarantee_of() != 'exactly-once':
+        scheme = 'at least once'
+    nested = 'nested' in table.rules
+    refused = [k for k in KINDS if not (k in table.rules or (nested and k in _NESTED) or k == 'nested' or ' as ' in k)]
+    return [
+        f'[{table.destination}](destinations/{name}.md)',
+        _modes(loader.SUPPORTED_MODES),
+        _modes(streams),
+        _SCHEME_NOTES.get(name, scheme),
+        'yes' if loader.SUPPORTS_TRANSACTIONS else 'no',
+        'in turn' if loader.ONE_WRITER else 'beside each other',
+        ', '.join(f'`{kind}`' for kind in refused) or 'none',
+    ]
+
+
+def _modes(modes: Iterable[LoadMode]) -> str:
+    return ', '.join(mode.value for mode in LoadMode if mode in modes)
+
+
+def _speeds(run: dict[str, Any] | None) -> str:
+    if run is None:
+        return _SPEED.format(told='No run of the benchmarks is recorded: `make bench` and `--record`.').rstrip() + '\n'
+    rows = []
+    for name in own_loaders():
+        measured = run['benchmarks'].get(name)
+        if measured is not None:
+            load, stream = (_speed(measured, prefix) for prefix in (('load', 'batches', 'Parquet'), ('stream',)))
+            rows.append([TABLES[name].destination, load, stream])
+    at = run['machine']
+    told = (
+        'Beside the bare path in the same run (1.00: as fast as the destination by itself), and rows a second, by '
+        f'`make bench` in its {run["size"]} sizes on {at["cpu"]} with {at["cores"]} cores.'
+    )
+    return _SPEED.format(told=told) + _markdown(['destination', 'load', 'stream, exactly once'], rows)
+
+
+def _speed(measured: dict[str, Any], prefixes: tuple[str, ...]) -> str:
+    found = [
+        (claim, value)
+        for claim, value in measured['claims'].items()
+        if claim.startswith(prefixes) and ' / ' in claim and value['sign'] == '>=' and value['bound'] <= 1
+    ]
+    if not found:
+        return ''
+    claim, value = found[0]
+    ours, _, bare = claim.partition(' / ')
+    rates = [rate for what, rate in measured['rows_per_second'].items() if what.startswith(ours.partition(' ')[0])]
+    rate = f', {rates[0] / 1e6:.2f} M rows/s' if rates else ''
+    return f'{value["value"]:.2f} of {bare}{rate}'
 
 
 def _markdown(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -126,8 +236,10 @@ def pages() -> dict[Path, str]:
     resilience = DOCS / 'resilience.md'
     before, _, rest = resilience.read_text().partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
+    recorded = REPOSITORY / 'benchmarks' / 'baseline.json'
     return {
         DOCS / 'types.md': types_page(),
+        DOCS / 'capabilities.md': capabilities_page(json.loads(recorded.read_text()) if recorded.exists() else {}),
         GUIDE: with_files(GUIDE.read_text()),
         resilience: f'{before}{MARKS[0]}\n{error_tables()}\n{MARKS[1]}{after}',
     }

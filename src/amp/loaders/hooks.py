@@ -27,6 +27,10 @@ class Hooks(ABC, Generic[TConfig]):
     """The half of a loader that differs from destination to destination."""
 
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = {LoadMode.APPEND}
+    # Those of them that a stream can have; None: all.
+    STREAM_MODES: ClassVar[frozenset[LoadMode] | None] = None
+    # Workers of a backfill write in turn, because the destination lets one writer in at a time.
+    ONE_WRITER: ClassVar[bool] = False
     REQUIRES_SCHEMA_MATCH: ClassVar[bool] = True
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = False
     # Names of further keywords of a load call; None lets every keyword through to the author's method.
@@ -77,6 +81,11 @@ class Hooks(ABC, Generic[TConfig]):
         raise LoadError(
             f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite'
         )
+
+    def create_statement(self, schema: pa.Schema, table_name: str) -> str | None:
+        """The SQL that would make the table, None where there is none. Asks nobody: the loader need not be connected."""
+        del schema, table_name
+        return None
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         """Columns of `schema` that the table, which is there, lacks. None where a table has no fixed columns."""

@@ -62,6 +62,7 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
     """Loads into Delta tables: append, overwrite, upsert by key, exactly-once streams."""
 
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
+    STREAM_MODES: ClassVar[frozenset[LoadMode] | None] = frozenset({LoadMode.APPEND, LoadMode.OVERWRITE})
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
     URL_PATH_KEY: ClassVar[str | None] = 'root'
@@ -261,7 +262,7 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> DeltaUnit:
         """Open a unit: one write through the handle from which the state was read."""
-        if job.mode in {LoadMode.UPSERT, LoadMode.MERGE}:
+        if job.mode not in (self.STREAM_MODES or ()):
             raise ConfigError(
                 f'deltalake cannot {job.mode.value} in a stream: a reorg could not bring back the rows that it replaced',
                 hint='stream in append mode, and keep the newest of each key in a view or a plain load',

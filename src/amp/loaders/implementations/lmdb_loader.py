@@ -68,6 +68,7 @@ class LMDBLoader(DataLoader[LMDBConfig]):
 
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
+    ONE_WRITER: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
     URL_PATH_KEY: ClassVar[str | None] = 'db_path'
 
