@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+import obstore
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
 from amp.errors import ConfigError, DestinationError, StaleEpochError
+from amp.loaders.delta.files import Files
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
@@ -69,6 +72,27 @@ def test_the_older_writer_loses(db, config):
     with pytest.raises(StaleEpochError, match='the-winner'):
         next(older)
     assert numbers(db) == [0, 9]
+
+
+def test_of_many_that_make_a_file_at_once_the_store_of_these_tests_lets_one(config, options):
+    """A commit is that. A store that lets two succeed loses the rows of one, and these tests would blame the loader."""
+    store = Files(config['url'].removeprefix('deltalake+'), options).store
+
+    def make(name: str) -> bool:
+        try:
+            obstore.put(store, name, b'x' * 200, mode='create')
+        except obstore.exceptions.AlreadyExistsError:
+            return False
+        return True
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for n in range(40):
+                assert sum(pool.map(make, [f'file-{n}'] * 8)) == 1
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_concurrent_appends_lose_and_double_nothing(config):

@@ -20,8 +20,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import booleans, dictionaries, integers, lists
 from hypothesis.strategies import data as hypothesis_data
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.expressions import AlwaysTrue
@@ -44,6 +42,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.support.following import SQL, expected, stored, until_head
+from tests.support.s3 import s3_options
 
 pytestmark = [pytest.mark.integration, pytest.mark.iceberg]
 
@@ -745,16 +744,8 @@ def test_a_password_in_a_catalogs_address_is_never_shown(caplog):
 
 @pytest.fixture(scope='module')
 def bucket():
-    server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f'http://{host}:{port}'
-    s3 = fs.S3FileSystem(
-        access_key='test', secret_key='test', region='us-east-1', endpoint_override=endpoint, allow_bucket_creation=True
-    )
-    s3.create_dir('lake')
-    yield endpoint
-    server.stop()
+    with s3_options() as options:
+        yield options['AWS_ENDPOINT_URL']
 
 
 def test_a_bucket(bucket, tmp_path):
