@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
+from amplify_db_utils import (
+    DamagedData,
+    DuckDBParquetConfig,
+    DuckDBParquetStore,
+    StorageUnavailable,
+    StoreError,
+)
 from amplify_db_utils.registry import PATH
 from amplify_db_utils.storage import open_storage
 from tests.columnar_store.conftest import S3Server
 from tests.columnar_store.models import PARTITION_BY, Image, image
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
 
@@ -114,3 +122,65 @@ def test_overwrites_race_and_one_wins_whole(store: DuckDBParquetStore, config: D
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(overwrite, range(6)))
     assert list(Counter(store.bulk_read('images')['area'].to_pylist()).values()) == [30]
+
+
+@pytest.fixture
+def shaky(moto: S3Server) -> Iterator[tuple[DuckDBParquetStore, TcpProxy]]:
+    """A store behind a network that can fail, with a table of 100 rows."""
+    host, _, port = moto.endpoint.partition(':')
+    with TcpProxy(host, int(port)) as network:
+        config = dataclasses.replace(moto.config(uuid.uuid4().hex), s3_endpoint=f'127.0.0.1:{network.port}')
+        with DuckDBParquetStore(config) as opened:
+            opened.create_table('images', Image, partition_by=PARTITION_BY)
+            opened.write('images', [image(at, month=1) for at in range(100)])
+            yield opened, network
+
+
+def reads(store: DuckDBParquetStore) -> list[Callable[[], int]]:
+    wanted = {'area': {'gte': 0}}
+    return [
+        lambda: store.bulk_read('images').num_rows,
+        lambda: store.bulk_read('images', wanted).num_rows,
+        lambda: store.count('images', wanted),
+        lambda: len(list(store.read('images'))),
+        lambda: len(store.distinct_values('images', ['image_id'])),
+        lambda: len(list(store.join('images', 'images', 'image_id', select='left'))),
+    ]
+
+
+def test_an_answer_of_a_busy_server_is_asked_for_again(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:
+    store, network = shaky
+    for use in reads(store):
+        network.answer(503, to=b'.parquet')
+        assert use() == 100
+        network.cut()  # the connections that are kept open
+        assert use() == 100
+    assert network.done['answered'] == len(reads(store))
+
+
+def test_a_server_that_stays_busy_is_no_damage(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:
+    store, network = shaky
+    for use in reads(store)[1:5:3]:  # each takes all the patience there is
+        network.answer(503, times=100, to=b'.parquet')
+        with pytest.raises(StorageUnavailable, match='try again'):
+            use()
+        network.heal()
+        assert use() == 100
+
+
+def test_an_object_that_is_gone_is_damage(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:
+    store, _ = shaky
+    storage = store.log('images').storage
+    [path] = store.log('images').snapshot().files['path'].to_pylist()
+    storage.delete([f'images/{path}'])
+    for use in reads(store):
+        with pytest.raises(DamagedData, match='gone'):
+            use()
+
+
+def test_without_the_right_to_read_it_says_so(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:
+    store, network = shaky
+    network.answer(403, times=100, to=b'.parquet')
+    with pytest.raises(OSError, match='ACCESS_DENIED') as caught:
+        store.bulk_read('images')
+    assert not isinstance(caught.value, StoreError)

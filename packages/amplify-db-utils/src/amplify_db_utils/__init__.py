@@ -8,6 +8,7 @@ from amplify_db_utils.errors import (
     CommitConflict,
     DamagedData,
     SchemaConflict,
+    StorageUnavailable,
     StoreError,
     TableNotFound,
 )
@@ -23,6 +24,7 @@ __all__ = [
     'DuckDBParquetStore',
     'Filters',
     'SchemaConflict',
+    'StorageUnavailable',
     'StoreError',
     'TableNotFound',
 ]

@@ -13,7 +13,8 @@ from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
 from amplify_db_utils._arrow import Array
-from amplify_db_utils.errors import DamagedData, SchemaConflict
+from amplify_db_utils.errors import SchemaConflict
+from amplify_db_utils.faults import damage
 from amplify_db_utils.files import statistics
 from amplify_db_utils.log import Snapshot
 from amplify_db_utils.schema import stored_schema
@@ -41,7 +42,8 @@ def hive_snapshot(storage: Storage, directory: str, schema: pa.Schema, partition
             raise SchemaConflict(
                 f'directories of {key!r} are not named by {schema.field(key).type}: {error}'
             ) from error
-    return Snapshot(-1, schema, tuple(partition_by), pa.table(columns))
+    listed = pa.table(columns)
+    return Snapshot(-1, schema, tuple(partition_by), lambda: listed)
 
 
 def _typed(texts: Array, kind: pa.DataType) -> Array:
@@ -74,10 +76,8 @@ def adopt(storage: Storage, directory: str, snapshot: Snapshot) -> list[AddActio
 
     def one(place: int) -> AddAction:
         path, size = rows[place]['path'], rows[place]['size']
-        try:
+        with damage(f'{path!r} of {directory!r}'):
             metadata = pq.read_metadata(storage.path(directory, path), filesystem=storage.filesystem)
-        except (OSError, pa.ArrowException) as error:
-            raise DamagedData(f'{path!r} of {directory!r} is no Parquet file: {error}') from error
         _check_types(path, metadata.schema.to_arrow_schema(), snapshot)
         values = dict(zip(snapshot.partition_by, snapshot.partitions[place], strict=True))
         return AddAction(path, size, values, now, True, statistics(metadata))

@@ -6,6 +6,7 @@ StoreError
 ├── BadRecord       ValueError               records that do not fit the table; nothing of the call was written
 ├── BadFilter       ValueError               a filter, column list or select that means nothing
 ├── DamagedData     OSError                  a file that the table needs is gone or cannot be read
+├── StorageUnavailable  OSError              the storage does not answer for now, in spite of retries
 └── CommitConflict                           other writers were faster, for as long as we were willing to try
 """
 
@@ -40,6 +41,10 @@ class BadFilter(StoreError, ValueError):  # noqa: N818
 
 class DamagedData(StoreError, OSError):  # noqa: N818
     """A data file of the table is gone or cannot be read."""
+
+
+class StorageUnavailable(StoreError, OSError):  # noqa: N818
+    """The storage did not answer, or was too busy, however often it was asked: it may in a while."""
 
 
 class CommitConflict(StoreError):  # noqa: N818

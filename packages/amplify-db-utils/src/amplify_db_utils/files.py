@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
+from amplify_db_utils.faults import reaching
 from amplify_db_utils.log import Snapshot, partitions_of
 from amplify_db_utils.storage import Storage
 
@@ -95,7 +96,7 @@ class Staging:
         self._begun.append(f'{self.directory}/{path}')
         if self.storage.local:
             self.storage.filesystem.create_dir(self.storage.path(self.directory, folder), recursive=True)
-        with self.storage.filesystem.open_output_stream(where) as stream:
+        with reaching(), self.storage.filesystem.open_output_stream(where) as stream:
             with pq.ParquetWriter(stream, rows.schema, write_page_checksum=True, version='2.6') as writer:
                 writer.write_table(rows, row_group_size=_ROW_GROUP)
             size = stream.tell()

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, cast
@@ -37,6 +37,8 @@ from amplify_db_utils.storage import Storage
 # Whoever takes files out of a table commits under this id, so that two of them never pass each other unseen: a
 # compaction by itself would let an overwrite that started earlier commit, and bring back the rows it replaced.
 REPLACES = 'amplify_db_utils.replaces'
+# The next version of a log is the file of its number. Only old files are removed: who looked lately cannot miss it.
+_TRUSTED = 60.0  # seconds
 _PATIENCE = 120.0  # seconds of lost races before a commit gives up
 _users: list[int] = []  # the process that used delta-rs first
 
@@ -46,13 +48,27 @@ class Snapshot:
     """A table at one version: declared schema, partition keys, and its files.
 
     `files` has a row a file: `path` relative to the table, `size` in bytes, `rows` (null where unknown), the partition
-    values typed as stored in `p0`, `p1`, ..., and the log's `min` and `max` where it has any.
+    values typed as stored in `p0`, `p1`, ..., and the log's `min` and `max` where it has any. They are listed by `load`
+    when they are first looked at: an append never does.
     """
 
     version: int
     schema: pa.Schema
     partition_by: tuple[str, ...]
-    files: pa.Table
+    load: Callable[[], pa.Table]
+
+    @cached_property
+    def files(self) -> pa.Table:
+        """The files of the table."""
+        return self.load()
+
+    def with_files(self, files: pa.Table) -> Snapshot:
+        """The same table with some of its files alone."""
+        return replace(self, load=lambda: files)
+
+    def with_schema(self, schema: pa.Schema) -> Snapshot:
+        """The same files under another declared schema."""
+        return replace(self, schema=schema, load=lambda: self.files)
 
     @cached_property
     def stored(self) -> pa.Schema:
@@ -85,6 +101,7 @@ class TableLog:
         self.directory = directory
         self._table: DeltaTable | None = None
         self._snapshot: Snapshot | None = None
+        self._looked = 0.0  # monotonic seconds, when the handle was the newest version
         self._lock = threading.RLock()
 
     @property
@@ -126,23 +143,43 @@ class TableLog:
         """The table as it is now. Raises StoreError if there is no log."""
         _same_process()
         with self._lock:
-            try:
-                if self._table is None:
-                    self._table = DeltaTable(self.uri, storage_options=self.storage.options)
-                else:
-                    self._table.update_incremental()
-            except TableNotFoundError as error:
-                raise StoreError(f'there is no table in {self.storage.path(self.directory)!r}') from error
-            if self._snapshot is None or self._snapshot.version != self._table.version():
-                self._snapshot = _snapshot(self._table)
+            table = self._newest()
+            if self._snapshot is None or self._snapshot.version != table.version():
+                self._snapshot = _snapshot(table, self._files_at)
             return self._snapshot
+
+    def _newest(self) -> DeltaTable:
+        now = time.monotonic()
+        if self._table is not None and now - self._looked < _TRUSTED and not self._has_next(self._table.version()):
+            self._looked = now
+            return self._table
+        try:
+            if self._table is None:
+                self._table = DeltaTable(self.uri, storage_options=self.storage.options)
+            else:
+                self._table.update_incremental()
+        except TableNotFoundError as error:
+            raise StoreError(f'there is no table in {self.storage.path(self.directory)!r}') from error
+        self._looked = now
+        return self._table
+
+    def _has_next(self, version: int) -> bool:
+        # delta-rs lists the whole log to find out, on a disk file by file.
+        return not self.storage.local or self.storage.has_version(self.directory, version + 1)
+
+    def _files_at(self, version: int) -> pa.Table:
+        with self._lock:
+            table = self._table
+            if table is None or table.version() != version:
+                table = DeltaTable(self.uri, version, storage_options=self.storage.options)
+            return _files(table)
 
     def at(self, moment: datetime) -> Snapshot:
         """The table as it was then, or at its beginning if that was later."""
         _same_process()
         table = DeltaTable(self.uri, storage_options=self.storage.options)
         table.load_as_version(moment.astimezone(UTC).isoformat())
-        return _snapshot(table)
+        return _snapshot(table, lambda _: _files(table))
 
     def commit(
         self,
@@ -214,18 +251,25 @@ def _removals(snapshot: Snapshot, rows: Iterable[int], own: set[str], data_chang
     return removals
 
 
-def _snapshot(table: DeltaTable) -> Snapshot:
-    actions = pa.table(table.get_add_actions())
-    partition_by = tuple(table.metadata().partition_columns)
+def _snapshot(table: DeltaTable, files_at: Callable[[int], pa.Table]) -> Snapshot:
+    version = table.version()
     schema = declared_schema(_arrow_schema(table))
-    listed: list[Any] = actions.column('path').to_pylist()
-    paths = [unquote(path) for path in listed]
+    return Snapshot(version, schema, tuple(table.metadata().partition_columns), lambda: files_at(version))
+
+
+def _files(table: DeltaTable) -> pa.Table:
+    actions = pa.table(table.get_add_actions())
+    partition_by = table.metadata().partition_columns
+    paths: Any = actions.column('path').cast(pa.string())
+    if pc.any(pc.match_substring(paths, '%')).as_py():
+        paths = pa.array([unquote(path) for path in paths.to_pylist()], pa.string())
     columns: dict[str, Array | Column] = {
-        'path': pa.array(paths, pa.string()),
+        'path': paths,
         'size': actions.column('size_bytes'),
         'rows': _optional(actions, 'num_records', pa.int64()),
     }
     if partition_by:
+        schema = declared_schema(_arrow_schema(table))
         typed: Any = actions.column('partition').combine_chunks()
         for place, key in enumerate(partition_by):
             values = pa.chunked_array([typed.field(key)]).cast(stored_schema(schema).field(key).type)
@@ -235,7 +279,7 @@ def _snapshot(table: DeltaTable) -> Snapshot:
             columns[bound] = actions.column(bound)
     # In the order they were written, as far as clocks tell; the log gives the newest commit first.
     order = pc.sort_indices(actions.column('modification_time'))
-    return Snapshot(table.version(), schema, partition_by, pa.table(columns).take(order))
+    return pa.table(columns).take(order)
 
 
 def _optional(actions: pa.Table, name: str, kind: pa.DataType) -> Array | Column:

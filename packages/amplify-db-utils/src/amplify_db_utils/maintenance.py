@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -30,7 +29,7 @@ def compact(storage: Storage, log: TableLog, target_size: int, threads: int | No
     gone = 0
     snapshot = log.snapshot()
     for rows in _rounds(snapshot, target_size):
-        part = dataclasses.replace(snapshot, files=snapshot.files.take(rows))
+        part = snapshot.with_files(snapshot.files.take(rows))
         scan = Scan(storage, log.directory, part, [], snapshot.schema.names)
         with Staging(storage, log.directory, snapshot.partition_by, threads) as staging:
             staging.add(scan.stored_table(), data_change=False)

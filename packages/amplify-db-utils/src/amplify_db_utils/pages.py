@@ -20,6 +20,7 @@ from amplify_db_utils.errors import DamagedData
 
 _SIZE, _CRC = 3, 4  # fields of a page's header
 _STOP, _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _STRUCT = 0, 1, 2, 3, 7, 8, 9, 10, 12
+_FIXED = {_TRUE: 0, _FALSE: 0, _BYTE: 1, _DOUBLE: 8}  # bytes after the lead
 _INTEGERS = {4, 5, 6}
 _MOST_KNOWN = 100_000  # files
 
@@ -40,9 +41,7 @@ class Checks:
     def __init__(self) -> None:
         self._known: dict[str, _File] = {}
 
-    def plain(
-        self, paths: Sequence[str], sizes: Sequence[int], rows: Sequence[int | None], columns: pa.Schema
-    ) -> bool:
+    def plain(self, paths: Sequence[str], sizes: Sequence[int], rows: Sequence[int | None], columns: pa.Schema) -> bool:
         """Whether every file has the columns with exactly these types; their pages are checked then.
 
         `sizes` in bytes and numbers of `rows` are those of the log. Raises DamagedData, OSError or pyarrow's errors.
@@ -157,14 +156,10 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _skip(data: memoryview, at: int, kind: int) -> int:
-    if kind in {_TRUE, _FALSE}:
-        return at
-    if kind == _BYTE:
-        return at + 1
+    if kind in _FIXED:
+        return at + _FIXED[kind]
     if kind in _INTEGERS:
         return _varint(data, at)[1]
-    if kind == _DOUBLE:
-        return at + 8
     if kind == _BINARY:
         size, at = _varint(data, at)
         return at + size

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from amplify_db_utils._arrow import Kind
 from amplify_db_utils.errors import DamagedData
+from amplify_db_utils.faults import damage
 from amplify_db_utils.filters import Condition
 from amplify_db_utils.pages import Checks
-from amplify_db_utils.scan import Scan, damage
+from amplify_db_utils.scan import Scan
 
 _BATCH = 1 << 17  # rows
 _MOST_MEMBERS = 1000  # of one `in`

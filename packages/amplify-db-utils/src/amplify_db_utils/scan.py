@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +13,7 @@ import pyarrow.dataset as pads
 from amplify_db_utils import filters
 from amplify_db_utils._arrow import literal
 from amplify_db_utils.errors import DamagedData
+from amplify_db_utils.faults import damage
 from amplify_db_utils.filters import Condition
 from amplify_db_utils.log import Snapshot
 from amplify_db_utils.storage import Storage
@@ -185,17 +185,6 @@ def _prune(snapshot: Snapshot, on_keys: Sequence[Condition], others: Sequence[Co
         if possible is not None:
             files = files.filter(possible)
     return files
-
-
-@contextmanager
-def damage() -> Iterator[None]:
-    """Errors of reading as DamagedData."""
-    try:
-        yield
-    except DamagedData:
-        raise
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedData(f'a data file is gone or damaged: {error}') from error
 
 
 _FORMAT = pads.ParquetFileFormat()

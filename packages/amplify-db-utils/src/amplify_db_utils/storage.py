@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 import pyarrow.fs as pafs
 
 from amplify_db_utils.config import DuckDBParquetConfig
+from amplify_db_utils.faults import reaching
 
 if TYPE_CHECKING:
     from obstore.store import S3Store
 
 _LOG = '_delta_log'
+_S3_ATTEMPTS = 5  # of one request, with growing pauses between: some seconds
 
 
 class Storage:
@@ -70,8 +72,13 @@ class Storage:
 
     def has_log(self, directory: str) -> bool:
         """Whether a transaction log has begun there."""
-        files = self.filesystem.get_file_info(pafs.FileSelector(self.path(directory, _LOG), allow_not_found=True))
+        with reaching():
+            files = self.filesystem.get_file_info(pafs.FileSelector(self.path(directory, _LOG), allow_not_found=True))
         return any(info.base_name.endswith(('.json', '.parquet')) for info in files)
+
+    def has_version(self, directory: str, version: int) -> bool:
+        """Whether a log on a disk has the file of that version."""
+        return os.path.exists(self.path(directory, _LOG, f'{version:020}.json'))  # noqa: PTH110 - before every read
 
     def make_directory(self, directory: str) -> None:
         """Make a directory on a disk; S3 has none."""
@@ -81,7 +88,7 @@ class Storage:
     def read(self, path: str) -> bytes | None:
         """The bytes of a small file, None where there is none."""
         try:
-            with self.filesystem.open_input_stream(self.path(path)) as stream:
+            with reaching(), self.filesystem.open_input_stream(self.path(path)) as stream:
                 data: bytes = stream.read()
         except FileNotFoundError:
             return None
@@ -160,7 +167,8 @@ def _s3(config: DuckDBParquetConfig, base: str) -> Storage:
     region = config.s3_region or os.environ.get('AWS_REGION') or os.environ.get('AWS_DEFAULT_REGION')
     if region or config.s3_endpoint:
         settings['region'] = options['AWS_REGION'] = region or 'us-east-1'
-    return Storage(pafs.S3FileSystem(**settings), base, options)
+    patient = pafs.AwsStandardS3RetryStrategy(max_attempts=_S3_ATTEMPTS)
+    return Storage(pafs.S3FileSystem(retry_strategy=patient, **settings), base, options)
 
 
 def replace_file(path: Path, write: Callable[[Path], None]) -> None:

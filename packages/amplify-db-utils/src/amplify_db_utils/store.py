@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -218,7 +217,7 @@ class DuckDBParquetStore(ColumnarStore):
             if registered is None:
                 return current
             more = additions(table, current.schema, registered[0])
-            return dataclasses.replace(current, schema=pa.schema([*current.schema, *more]))
+            return current.with_schema(pa.schema([*current.schema, *more]))
         if registered is None:
             found = registry.load(self._storage).get(table)
             if found is None:

@@ -28,7 +28,7 @@ from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.loaders.urls import config_from_place
 from amp.streaming.ledger import StreamKey, StreamState, Undo
-from amplify_db_utils import CommitConflict, DuckDBParquetConfig, DuckDBParquetStore
+from amplify_db_utils import CommitConflict, DamagedData, DuckDBParquetConfig, DuckDBParquetStore
 from amplify_db_utils.log import TableLog
 
 __all__ = ['ParquetConfig', 'ParquetLoader']
@@ -170,6 +170,8 @@ class ParquetLoader(DataLoader[ParquetConfig]):
 
     def is_transient(self, error: Exception) -> bool:
         """True for a conflict with another commit, and for what a network may have done to an object store."""
+        if isinstance(error, DamagedData):
+            return False
         return isinstance(error, CommitConflict) or is_transient(error, str(self.config.root))
 
     # Looking

@@ -12,6 +12,7 @@ from amplify_db_utils.errors import (
     CommitConflict,
     DamagedData,
     SchemaConflict,
+    StorageUnavailable,
     StoreError,
     TableNotFound,
 )
@@ -40,6 +41,10 @@ def _ours(error: Exception, place: str) -> AmpError:
         )
     if isinstance(error, TableNotFound):
         return LoadError(f'there is no table at {place}', path=place)
+    if isinstance(error, StorageUnavailable):
+        away = DestinationError(f'the storage of {place} does not answer: {text}', hint='run it again', path=place)
+        away.retryable = True
+        return away
     if isinstance(error, CommitConflict):
         conflict = DestinationError(f'other writers were faster at {place}: {text}', hint='run it again', path=place)
         conflict.retryable = True

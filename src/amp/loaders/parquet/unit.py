@@ -6,7 +6,6 @@ the stream's transaction. A file that has rows beside those taken back is writte
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -182,7 +181,7 @@ class _Removal:
             self.staging.discard()
 
     def _take_from(self, snapshot: Snapshot, place: int, runs: Sequence[IdRun]) -> None:
-        one = dataclasses.replace(snapshot, files=snapshot.files.slice(place, 1))
+        one = snapshot.with_files(snapshot.files.slice(place, 1))
         ids = Scan(self._log.storage, self._log.directory, one, [], [TX_ID]).stored_table()[TX_ID]
         gone = _inside(ids, ids, runs)
         going = int(gone.sum())

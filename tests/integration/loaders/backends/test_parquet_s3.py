@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -13,11 +14,12 @@ from amp.loaders.implementations.parquet_loader import ParquetLoader
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
 from amp.streaming.ledger import StreamKey
-from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
+from amplify_db_utils import DamagedData, DuckDBParquetConfig, DuckDBParquetStore
 from tests.integration.loaders.backends.test_deltalake import chain, numbers, stream
 from tests.integration.loaders.backends.test_parquet import paths
 from tests.integration.loaders.test_base_streaming import eth
 from tests.support.s3 import BUCKET, s3_options
+from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
 
@@ -102,3 +104,18 @@ def test_a_bucket_that_is_not_there_is_named_and_no_secret_is_told(keys):
         assert 'the-secret' not in result.error
         with pytest.raises(DestinationError, match='no-such-bucket'):
             nowhere.open_stream(StreamKey('t', 't'), Claim('one', 'now'))
+
+
+def test_a_server_that_does_not_answer_a_read_is_no_damage(keys):
+    server = urlsplit(keys['s3_endpoint'])
+    with TcpProxy(server.hostname or '', server.port or 0) as network:
+        near = {**keys, 's3_endpoint': f'http://127.0.0.1:{network.port}'}
+        with ParquetLoader({'root': f's3://{BUCKET}/{uuid.uuid4().hex}', **near}) as db:
+            assert db.load_table(pa.table({'v': [1, 2]}), 't').success
+            network.answer(503, times=100, to=b'.parquet')
+            with pytest.raises(DestinationError, match='does not answer') as caught:
+                db.scan('t').read_all()
+            assert caught.value.retryable
+            network.heal()
+            assert db.scan('t').read_all().num_rows == 2
+            assert not db.is_transient(DamagedData('a page differs from its checksum'))

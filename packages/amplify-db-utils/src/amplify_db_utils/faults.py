@@ -1,0 +1,64 @@
+"""What an error of a read or a write means: damage, a storage out of reach, or what it says itself."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from amplify_db_utils.errors import DamagedData, StorageUnavailable, StoreError
+
+# Arrow has codes of S3 errors in its texts alone.
+_AWS = re.compile(r'AWS Error ([A-Z_]+)(?: \(HTTP status (\d+)\))?')
+_PASSING = {
+    *('NETWORK_CONNECTION', 'REQUEST_TIMEOUT', 'SLOW_DOWN', 'SERVICE_UNAVAILABLE', 'THROTTLING'),
+    *('INTERNAL_FAILURE', 'CLIENT_SIGNING_FAILURE', 'REQUEST_EXPIRED'),
+}
+_PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_REFUSED = {'ACCESS_DENIED', 'INVALID_ACCESS_KEY_ID', 'INVALID_CLIENT_TOKEN_ID', 'SIGNATURE_DOES_NOT_MATCH'}
+_OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+
+
+@contextmanager
+def damage(what: str = 'a data file') -> Iterator[None]:
+    """Errors of reading `what` as DamagedData, unless they say nothing of the file.
+
+    Raises StorageUnavailable where a server did not answer, what was raised where a right or a resource is missing.
+    """
+    with reaching():
+        try:
+            yield
+        except (StoreError, MemoryError):
+            raise
+        except (OSError, pa.ArrowException) as error:
+            if _is_passing(error) or _is_refusal(error):
+                raise
+            raise DamagedData(f'{what} is gone or damaged: {error}') from error
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Errors of a storage that is out of reach for now as StorageUnavailable."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if not _is_passing(error):
+            raise
+        raise StorageUnavailable(f'the storage does not answer for now, try again: {error}') from error
+
+
+def _is_passing(error: Exception) -> bool:
+    found = _AWS.search(str(error))
+    return found is not None and (found[1] in _PASSING or int(found[2] or 0) in _PASSING_STATUS)
+
+
+def _is_refusal(error: Exception) -> bool:
+    found = _AWS.search(str(error))
+    if found is not None:
+        return found[1] in _REFUSED or found[2] in {'401', '403'}
+    return getattr(error, 'errno', None) in _OF_THE_MACHINE
