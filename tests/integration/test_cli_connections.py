@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
+import duckdb
 import pytest
+from typer.testing import CliRunner
 
+from amp.cli.app import app
 from amp.devserver import LocalAmp
 from tests.support.command_line import amp
 
@@ -56,6 +59,42 @@ def test_a_plan_touches_nothing(tmp_path, server):
     assert not list(tmp_path.iterdir())
     told = amp('plan', server.url, sql, '--to', 'duckdb:///chain.db', '-t', 'logs', cwd=tmp_path).stdout.decode()
     assert 'about 1,200 in all blocks' in told
+    assert 'CREATE TABLE IF NOT EXISTS "main"."logs" ("block_num" UBIGINT, "address" BLOB, "data" BLOB)' in told
+
+
+def planned(server, sql, *arguments) -> dict:
+    done = CliRunner().invoke(app, ['plan', server.url, sql, *arguments, '--json'])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize('url', ['lmdb:///x', 'deltalake:///x', 'parquet:///x', 'iceberg:///x', 'duckdb:///x/y.db'])
+def test_a_plan_makes_no_folder(tmp_path, server, url, monkeypatch):
+    monkeypatch.setenv('AMP_CONFIG', str(tmp_path / 'user.toml'))
+    monkeypatch.setenv('AMP_CONN_PLACE', url)
+    monkeypatch.chdir(tmp_path)
+    for to in (url, 'place'):
+        assert planned(server, 'SELECT * FROM eth_rpc.blocks', '--to', to, '-t', 'b')['exists'] is False
+        assert not list(tmp_path.iterdir())
+
+
+def test_the_sql_of_a_plan_makes_the_table_that_a_load_makes(tmp_path, server):
+    folder = tmp_path / 'labels'
+    folder.mkdir()
+    (folder / 'tokens.csv').write_text('address,symbol\n')
+    options = ('--to', f'duckdb:///{tmp_path}/chain.db', '-t', 'logs', '--label', f'tokens={folder}/tokens.csv')
+    sql = 'SELECT * FROM eth_rpc.logs'
+    plan = planned(server, sql, *options)
+    assert plan['columns'][-1] == {'name': 'symbol', 'arrow': 'string', 'there': 'VARCHAR'}
+    assert CliRunner().invoke(app, ['load', server.url, sql, *options, '--preset', 'production']).exit_code == 0
+    with duckdb.connect(str(tmp_path / 'chain.db')) as connection:
+        connection.execute(plan['sql'].replace('"logs"', '"planned"'))
+        described = [connection.execute(f'DESCRIBE {table}').fetchall() for table in ('logs', 'planned')]
+        assert described[0] == described[1]
+        connection.execute('ALTER TABLE logs DROP COLUMN symbol')
+    again = planned(server, sql, *options)
+    assert (again['exists'], again['sql'], again['missing_columns']) == (True, None, ['symbol'])
+    assert CliRunner().invoke(app, ['load', server.url, sql, *options, '--preset', 'wild']).exit_code == 2
 
 
 def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path, server):

@@ -9,6 +9,7 @@ import typer
 
 from amp.cli.console import command, emit, interruptible
 from amp.cli.inputs import AsJson, Auth, Sql, Token, Url, server_and_sql
+from amp.cli.labels import Joins, KeepAll, Labels, add_labels, typed_labels
 from amp.cli.load import TableName, To
 from amp.cli.server import open_client
 
@@ -30,34 +31,45 @@ def plan(
     to: To,
     table: TableName,
     block_column: Annotated[str, typer.Option(help='The column of the query that holds the block.')] = 'block_num',
+    streaming: Annotated[
+        bool, typer.Option('--stream', help='Plan a stream, whose rows carry two columns more.')
+    ] = False,
+    label: Labels = None,
+    join: Joins = None,
+    left: KeepAll = False,
     token: Token = None,
     auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a load would do: columns and their types there, blocks, gaps, and about how many rows."""
+    """Show what a load would do: columns, their types there, the SQL, blocks, gaps, and about how many rows."""
+    labels = typed_labels(label, join, left=left)
     url, text = server_and_sql(url, sql)
     from amp.loaders.lanes import family, gaps_of, history_of
+    from amp.loaders.stamps import stamped_schema
     from amp.loaders.status import open_destination, server_coverage
-    from amp.loaders.urls import is_url, loader_of_url
     from amp.streaming.ledger import StreamKey
 
     with interruptible(), contextlib.ExitStack() as stack:
         client = stack.enter_context(open_client(url, token, auth=auth))
         query = client.sql(text)
-        schema = query.schema()
-        name = loader_of_url(to) if is_url(to) else client.connection_manager.get(to).loader
-        columns = _columns(name, schema)
+        asked = client.make_loader(to)
+        schema = asked.shape(**add_labels(client, labels)).schema(query.schema())
+        columns = _columns(asked.name, schema)
+        schema = stamped_schema(schema) if streaming else schema
         covered = server_coverage(client, text)
-        loader = _opened(stack, open_destination, client, to)
+        loader = _opened(stack, open_destination(to))
         infos = [] if loader is None else family(loader.streaming_destination().list_streams(), StreamKey(table, table))
         history, gaps = history_of(infos), gaps_of(infos)
         exists = loader is not None and loader.table_exists(table)
+        added = [] if loader is None or not exists else loader._missing_columns(schema, table)
         rows = _estimate(client, text, covered, block_column)
     facts: dict[str, Any] = {
-        'destination': name,
+        'destination': asked.name,
         'table': table,
         'exists': exists,
         'columns': [{'name': field.name, 'arrow': str(field.type), 'there': there} for field, there in columns],
+        'sql': None if exists else asked.create_statement(schema, table),
+        'missing_columns': [field.name for field in added],
         'blocks': [r.to_dict() for r in covered],
         'done': [r.to_dict() for r in history],
         'gaps': [r.to_dict() for r in gaps],
@@ -69,21 +81,18 @@ def plan(
         _print(facts)
 
 
-def _opened(stack: contextlib.ExitStack, opener: Any, client: Any, to: str) -> DataLoader[Any] | None:
+def _opened(
+    stack: contextlib.ExitStack, destination: contextlib.AbstractContextManager[DataLoader[Any]]
+) -> DataLoader[Any] | None:
     """The destination, None when there is nothing yet."""
     from amp.errors import DestinationError
-    from amp.loaders.urls import is_url
 
-    if not is_url(to):
-        loader: DataLoader[Any] = stack.enter_context(client.make_loader(to))
-        return loader
     try:
-        found: DataLoader[Any] = stack.enter_context(opener(to))
+        return stack.enter_context(destination)
     except DestinationError as error:
         if 'there is nothing at' in error.message:
             return None
         raise
-    return found
 
 
 def _columns(loader: str, schema: pa.Schema) -> list[tuple[Any, str]]:
@@ -119,6 +128,11 @@ def _print(facts: dict[str, Any]) -> None:
     width = max((len(column['name']) for column in facts['columns']), default=0)
     for column in facts['columns']:
         print(f'  {column["name"]:<{width}}  {column["arrow"]}  ->  {column["there"]}')
+    if facts['sql']:
+        print(f'  {facts["sql"]}')
+    if facts['missing_columns']:
+        missing = ', '.join(facts['missing_columns'])
+        print(f'missing {missing}: refused, or added with --option schema_evolution=evolve')
     for title in ('blocks', 'done', 'gaps'):
         ranges = ', '.join(f'{r["network"]} {r["start"]:,}-{r["end"]:,}' for r in facts[title]) or 'none'
         print(f'{title:<7} {ranges}')

@@ -106,20 +106,7 @@ class ClickHouseTables:
 
     def create(self, schema: pa.Schema, name: str) -> None:
         """Make a table for `schema`, ordered by block where there is one. Raises SchemaError."""
-        listed = [column_ddl(field) for field in schema]
-        if TX_ID in schema.names:
-            listed.append(f'INDEX {_INDEX} {quote(TX_ID)} TYPE minmax GRANULARITY 1')
-        order = _order(schema)
-        settings = [f'min_bytes_for_wide_part = {_SMALL_PART}']
-        if order is not None and order.nullable:
-            settings.append('allow_nullable_key = 1')
-        if self._session.config.durable:
-            settings += ['fsync_after_insert = 1', 'fsync_part_directory = 1']
-        self._session.do(
-            f'CREATE TABLE IF NOT EXISTS {self.quoted(name)} ({", ".join(listed)}) '
-            f'ENGINE = MergeTree ORDER BY {quote(order.name) if order is not None else "tuple()"}'
-            f' SETTINGS {", ".join(settings)}'
-        )
+        self._session.do(create_statement(schema, self.quoted(name), durable=self._session.config.durable))
 
     def add_columns(self, fields: Sequence[pa.Field[Any]], name: str) -> None:
         """Add columns; rows that are there have null in them, or are of no unit."""
@@ -193,6 +180,24 @@ class ClickHouseTables:
         if rows:
             self._session.do(f'DELETE FROM {table.quoted} WHERE {where}')
         return int(rows)
+
+
+def create_statement(schema: pa.Schema, table: str, *, durable: bool) -> str:
+    """The statement that makes a quoted table, ordered by block where there is one. Raises SchemaError."""
+    listed = [column_ddl(field) for field in schema]
+    if TX_ID in schema.names:
+        listed.append(f'INDEX {_INDEX} {quote(TX_ID)} TYPE minmax GRANULARITY 1')
+    order = _order(schema)
+    settings = [f'min_bytes_for_wide_part = {_SMALL_PART}']
+    if order is not None and order.nullable:
+        settings.append('allow_nullable_key = 1')
+    if durable:
+        settings += ['fsync_after_insert = 1', 'fsync_part_directory = 1']
+    return (
+        f'CREATE TABLE IF NOT EXISTS {table} ({", ".join(listed)}) '
+        f'ENGINE = MergeTree ORDER BY {quote(order.name) if order is not None else "tuple()"}'
+        f' SETTINGS {", ".join(settings)}'
+    )
 
 
 def _order(schema: pa.Schema) -> pa.Field[Any] | None:

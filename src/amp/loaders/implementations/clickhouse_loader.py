@@ -20,7 +20,7 @@ from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
 from amp.loaders.clickhouse.documents import ClickHouseDocuments
 from amp.loaders.clickhouse.session import ClickHouseConfig, Session, is_transient, literal, quote
-from amp.loaders.clickhouse.tables import ClickHouseTables, Table
+from amp.loaders.clickhouse.tables import ClickHouseTables, Table, create_statement
 from amp.loaders.clickhouse.types import VERSION, Column, read_schema, select_list
 from amp.loaders.clickhouse.unit import ClickHouseStreams, Inserter, Versions
 from amp.loaders.sql import in_runs
@@ -122,6 +122,11 @@ class ClickHouseLoader(DataLoader[ClickHouseConfig]):
         if TX_ID in schema.names:
             self._documents.create()
             self.tables.show_committed(self.tables.get(table_name))
+
+    def create_statement(self, schema: pa.Schema, table_name: str) -> str:
+        """The statement that makes the table. Raises SchemaError."""
+        table = quote(self.config.database, table_name)
+        return create_statement(schema, table, durable=self.config.durable)
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         present = self.tables.get(table_name).columns

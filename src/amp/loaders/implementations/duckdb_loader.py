@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from amp.errors import DestinationError, LoadError
+from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
 from amp.loaders.duckdb.arrow import column_types, create, insert, read_as, replace_by_key, stage
 from amp.loaders.feed import Feed
@@ -124,6 +125,12 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             if name in schema.names:
                 kind = 'VARCHAR' if name == BATCH_ID else 'BIGINT'
                 self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN IF NOT EXISTS {quote(name)} {kind}')
+
+    def create_statement(self, schema: pa.Schema, table_name: str) -> str:
+        """The statement that makes such a table. Raises SchemaError."""
+        landed = type_table('duckdb').landings(schema)
+        listed = ', '.join(f'{quote(landing.name)} {landing.column}' for landing in landed)
+        return f'CREATE TABLE IF NOT EXISTS {self._quoted(table_name)} ({listed})'
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         present = {name.casefold() for name in self._columns(table_name)}

@@ -144,9 +144,13 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             with self._own_or_outer_transaction():
                 # Two processes may come at once, and IF NOT EXISTS alone would let one of them fail.
                 self._lock(table)
-                listed = ', '.join(f'{quote(name)} {kind}' for name, kind in wanted.items())
-                self.run(f'CREATE TABLE IF NOT EXISTS {table} ({listed})')
+                self.run(self.create_statement(schema, table_name))
                 self._add_stamps(table, {} if not present else self.columns(table_name), wanted, bool(present))
+
+    def create_statement(self, schema: pa.Schema, table_name: str) -> str:
+        """The statement that makes the table. Raises SchemaError."""
+        listed = ', '.join(f'{quote(field.name)} {column_type(field)}' for field in schema)
+        return f'CREATE TABLE IF NOT EXISTS {self.quoted(table_name)} ({listed})'
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         with self.explained(table_name):

@@ -183,17 +183,13 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
     # Tables
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
-        wanted = {name_in(name): landing.column for name, landing in zip(schema.names, landings(schema), strict=True)}
-        marks = {name_in(MARK): 'BOOLEAN', name_in(MARKED_AT): 'TIMESTAMP_NTZ(9)'}
-        if self.config.preserve_reorg_history:
-            wanted |= marks
+        wanted = self._wanted(schema)
         with self.explained(table_name):
             present = self.columns(table_name)
             if not present:
-                listed = ', '.join(f'{quote(name)} {kind}' for name, kind in wanted.items())
-                self.own.run(f'CREATE TABLE IF NOT EXISTS {quoted(table_name)} ({listed})')
+                self.own.run(self.create_statement(schema, table_name))
             # The table may be older than its first stream.
-            ours = [*map(name_in, STAMP_COLUMNS), *marks]
+            ours = [*map(name_in, STAMP_COLUMNS), *map(name_in, (MARK, MARKED_AT))]
             added = {name: wanted[name] for name in ours if name in wanted and present and name not in present}
             self._add(table_name, added)
             if self.config.preserve_reorg_history and (added or not present):
@@ -201,6 +197,17 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             if self._has_channels(table_name) and (added or not self.columns(table_name + COMMITTED)):
                 self.ensure_streams()
                 show_committed(self, table_name)
+
+    def create_statement(self, schema: pa.Schema, table_name: str) -> str:
+        """The statement that makes the table. Raises SchemaError."""
+        listed = ', '.join(f'{quote(name)} {kind}' for name, kind in self._wanted(schema).items())
+        return f'CREATE TABLE IF NOT EXISTS {quoted(table_name)} ({listed})'
+
+    def _wanted(self, schema: pa.Schema) -> dict[str, str]:
+        wanted = {name_in(name): landing.column for name, landing in zip(schema.names, landings(schema), strict=True)}
+        if self.config.preserve_reorg_history:
+            wanted |= {name_in(MARK): 'BOOLEAN', name_in(MARKED_AT): 'TIMESTAMP_NTZ(9)'}
+        return wanted
 
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         with self.explained(table_name):
