@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-__all__ = ['Committed', 'Event', 'Listener', 'Retrying', 'Undone', 'emit', 'listen']
+__all__ = ['Committed', 'Event', 'Listener', 'Retrying', 'Undone', 'Working', 'emit', 'listen']
 
 logger = logging.getLogger('amp.events')
 
@@ -54,7 +54,19 @@ class Retrying:
     error: Exception
 
 
-Event: TypeAlias = Committed | Undone | Retrying
+@dataclass(frozen=True)
+class Working:
+    """A worker of a backfill takes blocks `first` to `last` in hand; both None when it is through with them."""
+
+    table: str
+    stream: str
+    network: str
+    worker: int
+    first: int | None
+    last: int | None
+
+
+Event: TypeAlias = Committed | Undone | Retrying | Working
 Listener: TypeAlias = Callable[[Event], object]
 
 _listeners: list[Listener] = []

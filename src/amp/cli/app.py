@@ -18,6 +18,7 @@ from amp.cli.query import query
 from amp.cli.run import run
 from amp.cli.serve import serve
 from amp.cli.status import status
+from amp.cli.ui import ui
 from amp.cli.verify import verify
 
 __all__ = ['app']
@@ -57,7 +58,7 @@ def _amp(
     pass
 
 
-for _command in (query, plan, load, stream, run, backfill, status, verify, serve, demo, doctor, loaders):
+for _command in (query, plan, load, stream, run, backfill, status, verify, ui, serve, demo, doctor, loaders):
     app.command()(_command)
 app.add_typer(auth, name='auth')
 app.add_typer(conn, name='conn')

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amp.errors import MissingExtraError
-from amp.events import Event, Retrying, Undone, listen
+from amp.events import Event, Retrying, Undone, Working, listen
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
@@ -34,6 +34,8 @@ def watch(provider: MeterProvider | None = None) -> Callable[[], None]:
     retries = meter.create_counter('amp.retries', unit='{retry}', description='Failures that were tried again')
 
     def on(event: Event) -> None:
+        if isinstance(event, Working):
+            return
         if isinstance(event, Retrying):
             retries.add(1, {'what': event.what, 'kind': event.kind})
             return

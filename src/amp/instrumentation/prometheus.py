@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from amp.errors import ConfigError, MissingExtraError
-from amp.events import Committed, Event, Retrying, Undone, listen
+from amp.events import Committed, Event, Retrying, Undone, Working, listen
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -21,7 +21,8 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
     """Keep metrics in `registry` (default: the library's own) until the function that is returned is called.
 
     `amp_rows_total`, `amp_bytes_total`, `amp_commits_total`, `amp_commit_seconds`, `amp_reorgs_total`,
-    `amp_rows_undone_total`, `amp_retries_total` (by kind), `amp_position` (by network). Raises MissingExtraError.
+    `amp_rows_undone_total`, `amp_blocks_undone_total`, `amp_retries_total` (by kind), `amp_position` (by network),
+    `amp_partition_block` (what workers have in hand). Raises MissingExtraError.
     """
     try:
         from prometheus_client import REGISTRY, Counter, Gauge, Histogram
@@ -36,10 +37,26 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
     )
     reorgs = Counter('amp_reorgs', 'Reorgs that were undone', _LABELS, registry=own)
     undone = Counter('amp_rows_undone', 'Rows that reorgs took back', _LABELS, registry=own)
+    depth = Counter('amp_blocks_undone', 'Blocks that reorgs took back', _LABELS, registry=own)
     retries = Counter('amp_retries', 'Failures that were tried again', ('what', 'kind'), registry=own)
     position = Gauge('amp_position', 'The newest block that is durable', (*_LABELS, 'network'), registry=own)
 
+    at = Gauge(
+        'amp_partition_block',
+        'What the workers of a backfill have in hand',
+        ('table', 'stream', 'network', 'slot', 'edge'),
+        registry=own,
+    )
+
     def on(event: Event) -> None:
+        if isinstance(event, Working):
+            for edge, block in (('first', event.first), ('last', event.last)):
+                where = (event.table, event.stream, event.network, str(event.worker), edge)
+                if block is not None:
+                    at.labels(*where).set(block)
+                else:
+                    at.remove(*where)
+            return
         if isinstance(event, Retrying):
             retries.labels(event.what, event.kind).inc()
             return
@@ -47,6 +64,7 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
         if isinstance(event, Undone):
             reorgs.labels(*labels).inc()
             undone.labels(*labels).inc(event.rows or 0)
+            depth.labels(*labels).inc(event.depth)
             return
         rows.labels(*labels).inc(event.rows)
         size.labels(*labels).inc(event.bytes)
@@ -59,7 +77,7 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
 
     def end() -> None:
         stop()
-        for metric in (rows, size, commits, seconds, reorgs, undone, retries, position):
+        for metric in (rows, size, commits, seconds, reorgs, undone, depth, retries, position, at):
             own.unregister(metric)
 
     return end

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amp.errors import ConfigError, DestinationError, SourceError, redact
+from amp.config.connection_manager import ConnectionManager
+from amp.errors import DestinationError, SourceError, redact
 from amp.loaders.lanes import family, gaps_of, history_of, leader
 from amp.loaders.registry import create_loader
 from amp.loaders.unit import StreamInfo
@@ -143,13 +144,15 @@ def as_table(query: str) -> str:
 
 @contextmanager
 def open_destination(text: str) -> Iterator[DataLoader[Any]]:
-    """The connected loader of a destination's URL, for looking only: nothing is made that is not there.
+    """The connected loader of a destination's URL or name, for looking only: nothing is made that is not there.
 
     Raises ConfigError for a name that is not known, DestinationError for a file or folder that is not there.
     """
-    if not is_url(text):
-        raise ConfigError(f'{text!r} is not the URL of a destination', hint='for example duckdb:///chain.db')
-    loader = create_loader(loader_of_url(text), {'url': text})
+    if is_url(text):
+        loader = create_loader(loader_of_url(text), {'url': text})
+    else:
+        named = ConnectionManager().get(text)
+        loader = create_loader(named.loader, named.config())
     key = loader.URL_PATH_KEY
     path = str(getattr(loader.config, key, '')) if key else ''
     if path and '://' not in path and path != ':memory:' and not Path(path).exists():
