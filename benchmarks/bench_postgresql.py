@@ -118,10 +118,10 @@ def main(rows: int, repetitions: int, large: int) -> int:
         report.at_least(
             'stream / bare stamped COPY', speed_ratio(timings, 'stream, one unit', 'bare COPY, stamped + index'), 0.9
         )
+        slower = max('bare COPY, stamped + index', 'bare Flight drain', key=lambda end: timings[end].median)
+        print(f'the slower end of a stream from the server: {slower}')
         report.at_least(
-            'stream from the server / its slower end',
-            speed_ratio(timings, 'stream from the server', 'bare COPY, stamped + index'),
-            0.85,
+            'stream from the server / its slower end', speed_ratio(timings, 'stream from the server', slower), 0.85
         )
         print(f'the stamps alone: {speed_ratio(timings, "bare COPY, stamped", "bare COPY"):.3f} of unstamped')
         print(f'the index alone: {speed_ratio(timings, "bare COPY, stamped + index", "bare COPY, stamped"):.3f}')

@@ -4,7 +4,8 @@
 
 Without an account (SNOWFLAKE_ACCOUNT and its like) the ways run against fakesnow on this machine: their ratio then says
 what the client does for each of them, and nothing about Snowflake. The pipeline that writes Parquet needs no server: it
-is measured against pyarrow's own write of one file with the same settings.
+is measured against pyarrow's own write of one file with the same settings, and the sizes of its files against what
+Snowflake asks for.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from amp.loaders.snowflake.types import landings, quoted, wire_of
 
 _FILE_BYTES = 128 * 1024**2
 _GROUP_ROWS = 250_000
+_ROWS_OF_SOME_FILES = 3_000_000
 
 
 def repeated(rows: int) -> list[pa.RecordBatch]:
@@ -47,14 +49,16 @@ def bare_parquet(batches: list[pa.RecordBatch], folder: str) -> None:
         writer.write_table(pa.Table.from_batches(wires), row_group_size=_GROUP_ROWS)
 
 
-def pipeline(batches: list[pa.RecordBatch]) -> ParquetFiles:
+def pipeline(batches: list[pa.RecordBatch]) -> list[int]:
+    """The bytes of each file."""
     landed = landings(batches[0].schema)
     schema = wire_of(batches[0].slice(0, 0), landed).schema
-    files = ParquetFiles(schema, lambda path: None, file_bytes=_FILE_BYTES)
+    sizes: list[int] = []
+    files = ParquetFiles(schema, lambda path: sizes.append(path.stat().st_size), file_bytes=_FILE_BYTES, uploads=1)
     for batch in batches:
         files.push(wire_of(batch, landed))
     files.finish()
-    return files
+    return sizes
 
 
 def ways(report: Report, config: dict[str, object], rows: int, repetitions: int) -> dict[str, float]:
@@ -83,9 +87,12 @@ def main(rows: int, repetitions: int, rows_of_ways: int) -> int:
             repetitions,
         )
     report.rates(timings, rows)
-    files = pipeline(batches)
-    print(f'{files.files} files, {files.bytes / files.files / 1e6:.0f} MB each on average')
     report.at_least('Parquet pipeline / pyarrow, one file', speed_ratio(timings, 'pipeline', 'pyarrow, one file'), 0.9)
+    # The last of a unit's files is what is left.
+    *full, last = pipeline(batches * max(1, _ROWS_OF_SOME_FILES // rows))
+    print(f'files of {", ".join(f"{size / 1e6:.0f}" for size in (*full, last))} MB')
+    report.at_least('smallest full file in MB', min(full) / 1e6, 100)
+    report.at_most('largest file in MB', max(full) / 1e6, 250)
     with snowflake_config() as config:
         print(f'against {"an account" if is_real() else "fakesnow: no measure of Snowflake"}')
         ratios = ways(report, config, rows_of_ways, max(2, repetitions // 2))

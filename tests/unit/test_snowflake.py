@@ -9,6 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import jwt
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -164,6 +165,21 @@ def test_files_are_closed_at_their_size_and_uploaded_while_the_next_is_written()
     assert sum(rows for _, rows in seen) == 2_000_000
     assert files.files == len(seen) > 2
     assert len({name for name, _ in seen}) == len(seen)
+
+
+def test_files_are_of_the_size_that_snowflake_asks_for():
+    noise = np.random.default_rng(1).bytes(8_000_000)
+    batch = pa.record_batch({'noise': pa.array([noise[at : at + 1000] for at in range(0, len(noise), 1000)])})
+    sizes: list[int] = []
+    config = SnowflakeConnectionConfig(**LOGIN, password='x')
+    files = ParquetFiles(
+        batch.schema, lambda path: sizes.append(path.stat().st_size), file_bytes=config.file_bytes, uploads=1
+    )
+    for _ in range(30):
+        files.push(batch)
+    files.finish()
+    [full, _] = sizes
+    assert 100e6 < full < 250e6
 
 
 def test_an_upload_that_fails_stops_the_rows_and_leaves_no_file():
