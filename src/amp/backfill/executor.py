@@ -11,15 +11,16 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from amp.backfill.lane import RETRY, Lane, LaneSpec, PartitionError
 from amp.backfill.plan import Plan, make_plan, newest_block
 from amp.backfill.progress import Progress
 from amp.backfill.remote import RemoteTask, run_remotely
-from amp.errors import ConfigError, LoadError
+from amp.errors import AmpError, ConfigError, DestinationError, LoadError
 from amp.loaders.options import as_mode
 from amp.loaders.session import stream_query
 from amp.loaders.settings import StreamSettings
@@ -214,6 +215,7 @@ class _Work:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._opening = threading.Lock()
+        self._at_work = set(range(config.num_workers))
 
     def loader(self) -> Any:
         """A loader of its own for each lane: a connection is never shared between threads."""
@@ -270,27 +272,59 @@ class _Work:
         results: queue.SimpleQueue[LoadResult | BaseException | None],
     ) -> None:
         try:
-            with self.loader() as loader:
-                lane = Lane(self._client, loader, self.spec, number, self._opening)
-                while not self._stop.is_set():
-                    task = self._take(todo, failed, number)
-                    if task is None:
-                        break
-                    self._progress.began(task.partition)
-                    try:
-                        result = lane.run(task.partition)
-                    except PartitionError as error:
-                        logger.warning('%s', error)
-                        self._give_back(failed, task, error, number, results)
-                        continue
-                    self._progress.ended(task.partition, loaded=True)
-                    with self._lock:
-                        todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
-                    results.put(result)
+            self._work(number, todo, failed, results)
+        except PartitionError as error:
+            results.put(error)
+        except DestinationError as error:
+            # It has nothing in hand: what happens to a partition is told as its own error.
+            if not self._may_leave(number, error):
+                results.put(error)
         except BaseException as error:  # noqa: BLE001 - told to the consumer, in whose thread it is raised
             results.put(error)
         finally:
+            with self._lock:
+                self._at_work.discard(number)
             results.put(None)
+
+    def _work(
+        self,
+        number: int,
+        todo: RangeQueue,
+        failed: list[_Failed],
+        results: queue.SimpleQueue[LoadResult | BaseException | None],
+    ) -> None:
+        with self.loader() as loader:
+            lane = Lane(self._client, loader, self.spec, number, self._opening)
+            while not self._stop.is_set() and (task := self._take(todo, failed, number)) is not None:
+                self._progress.began(task.partition)
+                try:
+                    result = lane.run(task.partition)
+                except PartitionError as error:
+                    if error.hopeless:
+                        raise
+                    logger.info('%s', error)
+                    if error.shut_out and self._may_leave(
+                        number, error, partial(failed.append, replace(task, lane=None))
+                    ):
+                        self._progress.ended(task.partition, loaded=False, for_good=False)
+                        return
+                    self._give_back(failed, task, error, number, results)
+                    continue
+                self._progress.ended(task.partition, loaded=True)
+                with self._lock:
+                    todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
+                results.put(result)
+
+    def _may_leave(self, number: int, error: AmpError, hand_over: Callable[[], object] = lambda: None) -> bool:
+        """True for a worker that the destination does not let in, while there are others: they do its part."""
+        with self._lock:
+            if self._at_work <= {number}:
+                return False
+            self._at_work.discard(number)
+            hand_over()
+            left = len(self._at_work)
+        logger.warning('worker %d of %d ends, %d go on: %s', number + 1, self._config.num_workers, left, error)
+        return True
 
     def _take(self, todo: RangeQueue, failed: list[_Failed], lane: int) -> _Failed | None:
         with self._lock:
@@ -299,6 +333,8 @@ class _Work:
                     failed.remove(task)
                     return task
             partition = todo.take(self.spec.block_column)
+            if partition is None:
+                self._at_work.discard(lane)
         return None if partition is None else _Failed(partition, 0, None)
 
     def _give_back(

@@ -50,12 +50,27 @@ RETRY = RetryConfig(max_retries=5, initial_backoff_ms=200, max_backoff_ms=10_000
 
 
 class PartitionError(LoadError):
-    """A partition that failed for good. `in_doubt`: only the same lane can say whether its rows are there."""
+    """A partition that failed for good. `in_doubt`: only the same lane can say whether its rows are there.
 
-    def __init__(self, message: str, *, partition: QueryPartition, in_doubt: bool, **context: Any) -> None:
+    `shut_out`: the destination has never let this lane begin a unit, so others may do better; `hopeless`: nor will it
+    ever, and it is not the server's fault, so no other partition will fare better.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partition: QueryPartition,
+        in_doubt: bool,
+        shut_out: bool = False,
+        hopeless: bool = False,
+        **context: Any,
+    ) -> None:
         super().__init__(message, **context)
         self.partition = partition
         self.in_doubt = in_doubt
+        self.shut_out = shut_out
+        self.hopeless = hopeless
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,7 @@ class Lane:
         self._final_end = -1
         self._prepared = False
         self._labels: str | None = None
+        self._has_begun = False
 
     def open(self) -> StreamState:
         """Take the lane: a new epoch, the truth of what it has done."""
@@ -161,6 +177,7 @@ class Lane:
             # An id is never used twice, also when its unit fails.
             self._counter += 1
             unit = self._destination.begin(self._job, self._opened, tx_id, None)
+            self._has_begun = True
             try:
                 rows, nbytes = self._write(unit, iter([first]), tx_id, done)
                 more, more_bytes = self._write(unit, responses, tx_id, done)
@@ -217,10 +234,14 @@ class Lane:
     def _failed(self, partition: QueryPartition, error: Exception) -> PartitionError:
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
         self._loader.attempts.failed(error)
+        not_let_in = not self._has_begun and not isinstance(error, SourceError)
+        may_help = self._may_help(error)
         return PartitionError(
             f'blocks {_shown(partition)} of {self._key.table!r} were not loaded: {text}',
             partition=partition,
             in_doubt=self._in_doubt,
+            shut_out=not_let_in and may_help,
+            hopeless=not_let_in and not may_help,
             result=self._result(partition, 0, 0.0, error=text),
             table=self._key.table,
         )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from amp.errors import ConfigError, SourceError
+import pyarrow as pa
+
+from amp.backfill.split import BLOCK_NUMBER, Splittable, with_block_number
+from amp.errors import ConfigError, QueryError, SourceError
 from amp.loaders.lanes import family, history_of
-from amp.loaders.status import server_coverage
+from amp.loaders.status import as_table
 from amp.loaders.unit import Claim, StreamInfo
 from amp.streaming.ledger import StreamKey
 from amp.streaming.parallel import ParallelConfig, missing
@@ -22,6 +26,10 @@ if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
 
 __all__ = ['Plan', 'make_plan', 'newest_block']
+
+logger = logging.getLogger('amp.backfill')
+
+_LOOKED_AT = 1_000
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,6 @@ def make_plan(
     client: Client, loader: DataLoader[Any], spec: LaneSpec, config: ParallelConfig, detect_gaps: bool = True
 ) -> Plan:
     """Ask server and destination; touches nothing. Raises ConfigError and SourceError."""
-    from amp.backfill.split import Splittable
-
     splits = Splittable(spec.query, config.block_column)
     follow = config.max_block is None
     if follow and splits.joins:
@@ -66,7 +72,8 @@ def make_plan(
             'a query with a join cannot be handed over to a stream: its rows meet rows of later blocks',
             hint='give max_block to load a closed range, or stream it without workers',
         )
-    covered = patiently(lambda: _coverage(client, spec.query), spec.retry)
+    covered, columns = patiently(lambda: _coverage(client, spec.query), spec.retry)
+    _refuse_other_type(columns, config.block_column)
     loader._ensure_connected()
     mine = family(loader.streaming_destination().list_streams(), StreamKey(spec.table, spec.stream))
     _refuse_other_query(mine, spec)
@@ -82,6 +89,8 @@ def make_plan(
         newest = max(r.end for r in history)
         ranges = tuple(r for r in ranges if r.start > newest)
         notes.append(f'gaps are not looked for: only what is above block {newest:,}')
+    if ranges:
+        patiently(lambda: _refuse_other_column(client, spec.query, columns, config.block_column, covered), spec.retry)
     done = max(end - start + 1, 0) - sum(r.end - r.start + 1 for r in ranges)
     # With nothing to load before it, the stream begins at the first block that was asked for.
     nothing_below = follow and live is None and end < start and start > covered.start
@@ -91,17 +100,61 @@ def make_plan(
 
 def newest_block(client: Client, query: str) -> int:
     """The last block that the server has for a query. Raises SourceError when it has none."""
-    return _coverage(client, query).end
+    return _coverage(client, query)[0].end
 
 
-def _coverage(client: Client, query: str) -> BlockRange:
-    covered = server_coverage(client, query)
-    if not covered:
+def _coverage(client: Client, query: str) -> tuple[BlockRange, pa.Schema]:
+    """The blocks that the server's tables have, and the columns of the query."""
+    ranges: tuple[BlockRange, ...] = ()
+    schema = pa.schema([])
+    with closing(client.sql(f'SELECT * FROM {as_table(query)} LIMIT 0').responses(streaming=False)) as responses:
+        for response in responses:
+            ranges = response.metadata.ranges
+            schema = schema if response.data is None else response.data.schema
+    if not ranges:
         raise SourceError('the server has no blocks for this query yet', hint='try again when it has synced some')
-    if len(covered) > 1:
-        networks = ', '.join(r.network for r in covered)
+    if len(ranges) > 1:
+        networks = ', '.join(r.network for r in ranges)
         raise ConfigError(f'the query spans several networks ({networks})', hint='load one network at a time')
-    return covered[0]
+    return ranges[0], schema
+
+
+def _refuse_other_type(columns: pa.Schema, block_column: str) -> None:
+    if block_column not in columns.names:
+        raise ConfigError(
+            f'the query does not select {block_column!r}, the column by which it would be split',
+            hint=f'its columns: {", ".join(columns.names)}; name the one that holds the block with block_column',
+        )
+    kind = columns.field(block_column).type
+    if not pa.types.is_integer(kind):
+        raise ConfigError(
+            f'{block_column!r} is no block number: it is {kind}', hint='name the column that is one with block_column'
+        )
+
+
+def _refuse_other_column(
+    client: Client, query: str, columns: pa.Schema, block_column: str, covered: BlockRange
+) -> None:
+    """Hold the column against Amp's own block number in the newest blocks, where the query lets both be seen.
+
+    Split by any other number, each part would have rows of all blocks, and nothing would show it.
+    """
+    table = as_table(query) if BLOCK_NUMBER in columns.names else with_block_number(query)
+    if block_column == BLOCK_NUMBER or table is None:
+        return
+    name = '"' + block_column.replace('"', '""') + '"'
+    newest = f'{BLOCK_NUMBER} >= {max(covered.end - _LOOKED_AT, 0)}'
+    sql = f'SELECT {name} FROM {table} WHERE {newest} AND {name} <> {BLOCK_NUMBER} LIMIT 1'
+    try:
+        different = client.sql(sql).to_arrow().num_rows
+    except QueryError as error:
+        logger.debug('%r could not be held against the number of the block: %s', block_column, error)
+        return
+    if different:
+        raise ConfigError(
+            f'{block_column!r} is no block number: it differs from {BLOCK_NUMBER}',
+            hint='block_column must hold the number of the block that a row is of',
+        )
 
 
 def _end(config: ParallelConfig, covered: BlockRange, live: StreamInfo | None, notes: list[str]) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -76,7 +76,7 @@ def run_remotely(
                 if task.lane in free:
                     free.remove(task.lane)
                 progress.began(*task.partitions)
-                running[executor.submit(run_task, task)] = task
+                running[_submitted(executor, task)] = task
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -93,6 +93,16 @@ def run_remotely(
     finally:
         for future in running:
             future.cancel()
+
+
+def _submitted(executor: Executor, task: RemoteTask) -> Future[list[LoadResult]]:
+    try:
+        return executor.submit(run_task, task)
+    except BrokenExecutor as error:
+        # A process pool never recovers from a process that died. What was asked of it afterwards fails like what it ran.
+        refused: Future[list[LoadResult]] = Future()
+        refused.set_exception(error)
+        return refused
 
 
 def _note(progress: Progress, task: RemoteTask, results: list[LoadResult], repeat: RemoteTask | None) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from amp.errors import ConfigError
 from amp.loaders.status import as_table
 
-__all__ = ['Splittable']
+__all__ = ['BLOCK_NUMBER', 'Splittable', 'with_block_number']
+
+BLOCK_NUMBER = '_block_num'
+"""The column that every table of Amp has."""
 
 
 class Splittable:
@@ -26,6 +30,28 @@ class Splittable:
     def of(self, start: int, end: int) -> str:
         """The query for the blocks from `start` up to, not including, `end`."""
         return f'SELECT * FROM {self._table} WHERE {self._column} >= {start:d} AND {self._column} < {end:d}'
+
+
+def with_block_number(query: str) -> str | None:
+    """`query`, whose outermost SELECT gives Amp's own block number too, as something to select from.
+
+    Only for looking at some rows: over a join or a sub-query that hides the column the server refuses it. None for a
+    star, which has the column already where there is one.
+    """
+    from sqlglot import TokenType, tokenize
+
+    table = as_table(query)
+    tokens = tokenize(table, read='postgres')
+    depth, places = 0, []
+    for token, following in pairwise(tokens):
+        depth += (token.token_type is TokenType.L_PAREN) - (token.token_type is TokenType.R_PAREN)
+        if depth == 1 and token.token_type is TokenType.SELECT:
+            if following.token_type is TokenType.STAR:
+                return None
+            places.append(token.end + 1)
+    for place in reversed(places):
+        table = f'{table[:place]} {BLOCK_NUMBER}, {table[place:]}'
+    return table
 
 
 def _judge(table: str, block_column: str) -> bool:

@@ -69,6 +69,8 @@ def backfill(
     """
     if follow and end is not None:
         raise typer.BadParameter('--follow goes on from the head, so it has no --end')
+    if end is not None and first >= end:
+        raise typer.BadParameter(f'--from {first} is not below --end {end}')
     if sum([processes, dask is not None, ray is not None]) > 1:
         raise typer.BadParameter('--processes, --dask and --ray are three places where workers run: choose one')
     labels = typed_labels(label, join, left=left)
