@@ -255,7 +255,7 @@ def test_a_deployment_of_another_version_is_what_is_served_then(amp, admin):
             assert admin.post(f'/datasets/me/erc20/versions/{version}/deploy', json={}).status_code == 202
             assert client.query('SELECT * FROM erc20.transfers').schema.names[-1] == column
     jobs = admin.get('/jobs', params={'status': 'all'}).json()['jobs']
-    assert [job['status'] for job in jobs] == ['RUNNING', 'STOPPED', 'STOPPED', 'RUNNING']
+    assert [job['status'] for job in jobs] == ['RUNNING', 'RUNNING', 'STOPPED', 'RUNNING']
     page = admin.get('/jobs', params={'status': 'all', 'limit': 3}).json()
     assert [job['id'] for job in page['jobs']] == [4, 3, 2]
     assert page['next_cursor'] == 2
@@ -263,7 +263,75 @@ def test_a_deployment_of_another_version_is_what_is_served_then(amp, admin):
     assert [job['id'] for job in rest['jobs']] == [1]
     assert 'next_cursor' not in rest
     assert admin.delete('/jobs/4').status_code == 409
-    assert admin.delete('/jobs/3').status_code == 204
+    assert admin.delete('/jobs/3').status_code == 409
+    assert admin.delete('/jobs/2').status_code == 204
+
+
+def test_each_revision_of_a_dataset_has_its_own_tables(amp, admin):
+    old = register(admin, version='1.9.0').json()['manifest_hash']
+    newer = 'SELECT block_num, address FROM eth.logs WHERE block_num < 10'
+    new = register(admin, version='1.10.0', sql=newer).json()['manifest_hash']
+    development = 'SELECT block_num, topic0 FROM eth.logs'
+    latest_not = register(admin, version=None, sql=development).json()['manifest_hash']
+    for revision in ('1.9.0', 'latest', 'dev'):
+        assert admin.post(f'/datasets/me/erc20/versions/{revision}/deploy', json={}).status_code == 202
+    columns = {
+        '@1.9.0': 'value',
+        '@1.10.0': 'address',
+        '@latest': 'address',
+        '': 'address',
+        '@dev': 'topic0',
+        f'@{old}': 'value',
+        f'@{new}': 'address',
+        f'@{latest_not}': 'topic0',
+    }
+    with BareClient(amp.url) as client:
+        for revision, column in columns.items():
+            assert client.query(f'SELECT * FROM "me/erc20{revision}".transfers').schema.names[-1] == column, revision
+        # Two of them in one query, and a stream over one that is not the latest.
+        both = 'SELECT (SELECT count(*) FROM "me/erc20@1.9.0".transfers) AS o, (SELECT count(*) FROM "me/erc20".transfers) AS n'
+        assert client.query(both).to_pylist() == [{'o': 200, 'n': 40}]
+        with client.stream('SELECT value FROM "me/erc20@1.9.0".transfers') as stream:
+            assert sum(received.rows for received in stream.microbatch()) == 200
+        # Each has a job of its own: one that is stopped stays where it is, and the others go on.
+        [job] = admin.get('/datasets/me/erc20/versions/1.9.0/jobs').json()['jobs']
+        assert admin.put(f'/jobs/{job["id"]}/stop').status_code == 200
+        amp.mine(1)
+        last = 'SELECT max(block_num) AS last FROM "me/erc20@{}".transfers'
+        assert client.query(last.format('1.9.0'))['last'].to_pylist() == [49]
+        assert client.query(last.format('dev'))['last'].to_pylist() == [50]
+        for unknown in ('@3.0.0', f'@{"0" * 64}'):
+            with pytest.raises(Exception, match=f'Dataset not found: me/erc20{unknown}'):
+                client.query(f'SELECT * FROM "me/erc20{unknown}".transfers')
+        # A derived dataset names the revision that it is made of.
+        body = {'kind': 'manifest', 'dependencies': {'base': 'me/erc20@1.9.0'}, 'functions': {}}
+        body['tables'] = {'t': {'input': {'sql': 'SELECT block_num, value FROM base.transfers'}}}
+        assert register(admin, name='above', manifest=body).status_code == 201
+        assert admin.post('/datasets/me/above/versions/latest/deploy', json={}).status_code == 202
+        assert client.query('SELECT count(*) AS n FROM "me/above".t')['n'].to_pylist() == [200]
+        assert admin.delete('/datasets/me/erc20/versions/1.9.0').status_code == 204
+        with pytest.raises(Exception, match=r'Dataset not found: me/erc20@1.9.0'):
+            client.query('SELECT * FROM "me/erc20@1.9.0".transfers')
+    assert amp.datasets.keys() == {'eth_rpc', 'erc20', 'above'}
+
+
+def test_who_needs_a_token_for_flight_needs_it_for_the_rest():
+    with LocalAmp.simulate(blocks=2, token='s3cret', jsonl_port=0, admin_port=0) as amp:
+        for wrong in ({}, {'authorization': 'Bearer s3cre'}, {'authorization': 's3cret'}):
+            for answer in (
+                httpx.post(amp.jsonl_url, content='SELECT 1', headers=wrong),
+                httpx.get(f'{amp.admin_url}/datasets', headers=wrong),
+            ):
+                assert (answer.status_code, answer.json()['error_code']) == (401, 'UNAUTHENTICATED')
+                assert 's3cret' not in answer.text
+        right = {'authorization': 'Bearer s3cret'}
+        assert rows(httpx.post(amp.jsonl_url, content='SELECT 1 AS one', headers=right)) == [{'one': 1}]
+        assert httpx.get(f'{amp.admin_url}/datasets', headers=right).status_code == 200
+        # Whether it is there is no secret, and a browser asks before it brings anything.
+        assert httpx.get(f'{amp.jsonl_url}/health').status_code == 200
+        assert httpx.get(f'{amp.admin_url}/healthz').status_code == 200
+        asks = {'origin': 'http://localhost', 'access-control-request-method': 'GET'}
+        assert httpx.options(f'{amp.admin_url}/datasets', headers=asks).status_code == 200
 
 
 def test_a_raw_dataset_of_another_name_is_served_from_the_source_of_its_network(amp, admin):

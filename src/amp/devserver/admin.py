@@ -154,11 +154,7 @@ def get_version(catalog: Its, namespace: Namespace, name: Name, revision: Revisi
 @dataset_routes.delete(f'{_DATASET}/versions/{{version}}', status_code=204)
 def delete_version(catalog: Its, namespace: Namespace, name: Name, version: Version) -> None:
     """Take a version away; its manifest stays."""
-    dataset = catalog.datasets.get((namespace, name))
-    if dataset is not None:
-        if version == dataset.latest:
-            raise CatalogError('CANNOT_DELETE_LATEST_VERSION', f'version {version} is the latest')
-        dataset.versions.pop(version, None)
+    catalog.delete_version(namespace, name, version)
 
 
 @dataset_routes.get(f'{_DATASET}/versions/{{revision}}/manifest')

@@ -141,10 +141,18 @@ def _tables(job: Job) -> dict[str, bodies.TableProgress]:
             current_block=view.last,
             start_block=view.first,
             files_count=len(files),
-            total_size_bytes=sum(file.stat().st_size for file in files),
+            total_size_bytes=sum(map(_size, files)),
         )
     return progress
 
 
 def _files(place: Path) -> list[Path]:
     return [place] if place.is_file() else sorted(place.glob('*.parquet'))
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:
+        # Joined into a larger one just now.
+        return 0

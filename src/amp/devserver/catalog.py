@@ -1,6 +1,7 @@
 """The datasets of a server: manifests by hash, versions that name them, and what of them is served.
 
-A query sees one revision of a dataset, the one that was deployed last, whichever namespace and revision it asks for.
+A query sees the revision of a dataset that it names; where it names none that is registered under that namespace, the one
+that was deployed last.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from amp.devserver.derived import DerivedChain, plan_tables
 from amp.devserver.engine import Engine
 from amp.devserver.jobs import Job, Jobs, JobStatus
 from amp.devserver.manifests import Manifest, derived_manifest, manifest_hash, raw_manifest
-from amp.devserver.names import dataset_name
+from amp.devserver.names import dataset_name, parse_reference
 from amp.devserver.sources import Source
 from amp.errors import ConfigError, QueryError
 
@@ -85,6 +86,7 @@ class Catalog:
         self.manifests: dict[str, Manifest] = {}
         self.datasets: dict[tuple[str, str], Registered] = {}
         self.jobs = Jobs()
+        engine.key_of = self.key_of
 
     def add_sources(self, versions: Mapping[str, str] | None = None) -> None:
         """Register and deploy every raw dataset that the server has of itself."""
@@ -146,13 +148,29 @@ class Catalog:
             raise CatalogError('DATASET_NOT_FOUND', text, 404)
         return found
 
+    def key_of(self, reference: str) -> str | None:
+        """Which dataset of the engine a reference means; None when it is no reference."""
+        parsed = parse_reference(reference)
+        if parsed is None:
+            return None
+        namespace, name, revision = parsed
+        known = self.datasets.get((namespace, name))
+        if known is None:
+            return name
+        try:
+            key = _key(name, self.resolve(namespace, name, revision or 'latest'))
+        except CatalogError:
+            # The server's own datasets are there under every revision, so that queries need no change for a laptop.
+            return name if revision is None or name in self._sources else reference
+        return key if key in self._engine.datasets else name
+
     def deploy(self, namespace: str, name: str, revision: str, end_block: str | None) -> Job:
         """Serve a revision, to `end_block` (`latest`, a number, or one below the latest) or for ever."""
         with self._lock:
             digest = self.resolve(namespace, name, revision)
             chain = self._chain_of(name, digest)
             for job in self.jobs.all():
-                if job.name == name:
+                if job.chain is chain and (job.namespace, job.name) == (namespace, name):
                     self.jobs.stop(job)
             if not isinstance(chain, DerivedChain):
                 if end_block is not None:
@@ -181,8 +199,11 @@ class Catalog:
             for job in self.jobs.all():
                 if (job.namespace, job.name) == (namespace, name) and job.derived:
                     self.jobs.stop(job)
+            others = {digest for other in self.datasets.values() if other.name == name for digest in other.hashes}
+            gone = {_key(name, digest) for digest in dataset.hashes - others}
             if isinstance(self._engine.datasets.get(name), DerivedChain):
-                self._engine.datasets = {k: v for k, v in self._engine.datasets.items() if k != name}
+                gone.add(name)
+            self._engine.datasets = {k: v for k, v in self._engine.datasets.items() if k not in gone}
             self.prune()
 
     def prune(self) -> int:
@@ -205,8 +226,7 @@ class Catalog:
         return plan_tables(sql, chains, nodes)
 
     def _dependency(self, alias: str, reference: str) -> Chain:
-        name = dataset_name(reference)
-        chain = self._engine.datasets.get(name or '')
+        chain = self._engine.datasets.get(self.key_of(reference) or '')
         if chain is None:
             text = f'dependency {alias!r} not found: {reference}'
             raise CatalogError('DEPENDENCY_NOT_FOUND', text, 404)
@@ -217,9 +237,10 @@ class Catalog:
         manifest = self.manifests[digest]
         if manifest['kind'] in RAW_KINDS:
             return self._raw_chain(name, manifest)
-        key = f'{name}:{digest}'
+        key = _key(name, digest)
         if key not in self._chains:
             self._chains[key] = self._derived_chain(name, manifest)
+        self._serve(_key(name, digest), self._chains[key])
         return self._chains[key]
 
     def _raw_chain(self, name: str, manifest: Manifest) -> Chain:
@@ -269,6 +290,22 @@ class Catalog:
             known = dataset.versions.setdefault(version, Tagged(digest))
             if known.hash != digest:
                 known.hash, known.updated_at = digest, _now()
+        self._names_changed()
+
+    def delete_version(self, namespace: str, name: str, version: str) -> None:
+        """Take a version away; its manifest stays. Raises CatalogError for the latest one."""
+        with self._lock:
+            dataset = self.datasets.get((namespace, name))
+            if dataset is None:
+                return
+            if version == dataset.latest:
+                raise CatalogError('CANNOT_DELETE_LATEST_VERSION', f'version {version} is the latest')
+            dataset.versions.pop(version, None)
+            self._names_changed()
+
+    def _names_changed(self) -> None:
+        # The engine remembers what references mean for as long as its datasets are the very same.
+        self._engine.datasets = dict(self._engine.datasets)
 
     def _serve(self, name: str, chain: Chain) -> None:
         # Replaced as a whole: others may be looking at it.
@@ -281,6 +318,10 @@ class Catalog:
         manifest = derived_manifest(chain, dependencies)
         self.register('_', name, version, manifest)
         self.deploy('_', name, version, None)
+
+
+def _key(name: str, digest: str) -> str:
+    return f'{name}@{digest}'
 
 
 def _end_of(chain: Chain, end_block: str | None) -> int | None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 from datafusion import DataFrame, SessionContext, SQLOptions, col
@@ -20,9 +23,10 @@ from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
 from amp.devserver.names import check_aliases, check_references, dataset_name
+from amp.devserver.readers import READERS
 from amp.devserver.scans import make_table
 from amp.devserver.sql import Statement, caused_by, internal, invalid_argument
-from amp.devserver.tables import CATALOG, STORE, Datasets, Parts, TableName, new_context
+from amp.devserver.tables import CATALOG, STORE, Datasets, KeyOf, Parts, TableName, new_context
 from amp.errors import QueryError, SourceError
 
 __all__ = ['Engine', 'Query', 'Streamable', 'TableName']
@@ -33,6 +37,7 @@ _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _AHEAD_BYTES = 8 << 20
+_PREPARED = 64
 _PLAN_ERROR = 'failed to plan SQL query'
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
 
@@ -66,10 +71,26 @@ class Engine:
 
     def __init__(self, datasets: Mapping[str, Chain], nodes: Mapping[str, Node] | None = None) -> None:
         self.datasets = dict(datasets)
+        self.key_of: KeyOf = dataset_name
         self._functions = Functions(nodes or {}, dataset_name)
+        # GetFlightInfo and DoGet ask for the same.
+        self._prepared: OrderedDict[Statement, tuple[Mapping[str, Chain], Query]] = OrderedDict()
+        self._preparing = threading.Lock()
 
     def prepare(self, statement: Statement) -> Query:
         """Plan the statement against empty tables. Raises QueryError with the server's code and text."""
+        datasets = self.datasets
+        with self._preparing:
+            known, query = self._prepared.get(statement, (None, None))
+        if query is None or known is not datasets:
+            query = self._prepare(statement)
+            with self._preparing:
+                self._prepared[statement] = datasets, query
+                while len(self._prepared) > _PREPARED:
+                    self._prepared.popitem(last=False)
+        return query
+
+    def _prepare(self, statement: Statement) -> Query:
         check_references(statement.text)
         asked: set[TableName] = set()
         every = [(dataset, table) for dataset, chain in self.datasets.items() for table in chain.schemas]
@@ -113,8 +134,9 @@ class Engine:
         It is computed by as many threads as there are processors, ahead of who takes it. Raises QueryError when the
         execution fails.
         """
-        partitions = 1 if query.takes_first_rows else os.cpu_count() or 1
-        return self._executed(query, lambda: self._frame(query.statement, query.tables, rows_of, partitions=partitions))
+        threads = 1 if query.takes_first_rows else os.cpu_count() or 1
+        frame = lambda: self._frame(query.statement, query.tables, rows_of, partitions=threads)  # noqa: E731
+        return self._executed(query, frame, ahead=True)
 
     def run_blocks(
         self, stream: Streamable, snapshots: Mapping[str, Snapshot], start: int, end: int
@@ -152,19 +174,22 @@ class Engine:
         for batch in self._executed(Query(stream.query.statement, wide, stream.query.tables), frame):
             yield pa.RecordBatch.from_arrays([batch[BLOCK], *(batch[name] for name in names)], schema=schema)
 
-    def _executed(self, query: Query, frame: Callable[[], DataFrame]) -> Iterator[pa.RecordBatch]:
+    def _executed(
+        self, query: Query, frame: Callable[[], DataFrame], *, ahead: bool = False
+    ) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in _results(frame()):
-                if batch.num_rows:
-                    yield pa.RecordBatch.from_arrays(batch.columns[: len(query.schema)], schema=query.schema)
+            with READERS.reading():
+                for batch in _results(frame(), ahead):
+                    if batch.num_rows:
+                        yield pa.RecordBatch.from_arrays(batch.columns[: len(query.schema)], schema=query.schema)
         except (QueryError, SourceError):
             raise
         except Exception as error:  # DataFusion raises nothing more exact while it executes
             raise _execution_error(self._functions.bind(query.statement.text).visible(str(error))) from error
 
     def _networks_of(self, reference: str) -> set[str]:
-        name = dataset_name(reference)
-        return {self.datasets[name].network} if name in self.datasets else set()
+        chain = self.datasets.get(self.key_of(reference) or '')
+        return {chain.network} if chain is not None else set()
 
     def _frame(
         self,
@@ -199,11 +224,11 @@ class Engine:
             name: make_table(context, store, STORE, '.'.join(name), self.schema_of(name), rows_of(name))
             for name in names
         }
-        context.register_catalog_provider(CATALOG, Datasets(tables, asked))
+        context.register_catalog_provider(CATALOG, Datasets(tables, asked, self.key_of))
         return context
 
     def _parts(self, snapshots: Mapping[str, Snapshot], start: int, end: int) -> Parts:
-        return Parts(self.schema_of, snapshots, start, end)
+        return Parts(self.schema_of, self.key_of, snapshots, start, end)
 
     def schema_of(self, name: TableName) -> pa.Schema:
         """The columns of a table."""
@@ -222,14 +247,16 @@ class Engine:
     def _unknown_table(self, match: re.Match[str]) -> str:
         _, _, reference = match['reference'].partition('.')
         dataset, _, table = reference.rpartition('.')
-        if dataset_name(dataset) in self.datasets:
+        if self.key_of(dataset) in self.datasets:
             return f'Table {table} not found in dataset {dataset}'
         return f'Dataset not found: {dataset}'
 
 
-def _results(frame: DataFrame) -> Iterator[pa.RecordBatch]:
-    """The batches of each partition, one partition after the other."""
+def _results(frame: DataFrame, ahead: bool) -> Iterator[pa.RecordBatch]:
+    """The batches of each partition, one partition after the other; computed ahead of who takes them, if wanted."""
     parts = [(batch.to_pyarrow() for batch in stream) for stream in frame.execute_stream_partitioned()]
+    if not ahead:
+        return chain.from_iterable(parts)
     return in_order(parts, os.cpu_count() or 1, _AHEAD_BYTES, lambda batch: batch.nbytes)
 
 

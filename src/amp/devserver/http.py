@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hmac
 import threading
 import time
 
 import uvicorn
-from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from amp.devserver.ports import listen
 
@@ -16,18 +19,38 @@ _START_SECONDS = 30
 _STOP_SECONDS = 10
 
 
+_OPEN = {'/health', '/healthz'}
+
+
+class _WithToken:
+    """Turns away requests that do not bring the token; whether the server is alive, and may be asked, everybody is told."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._wanted = f'Bearer {token}'.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer: ASGIApp = self._app
+        if scope['type'] == 'http' and scope['path'] not in _OPEN and scope['method'] != 'OPTIONS':
+            brought = Headers(scope=scope).get('authorization', '')
+            if not hmac.compare_digest(brought.encode(), self._wanted):
+                said = {'error_code': 'UNAUTHENTICATED', 'error_message': 'invalid or missing bearer token'}
+                answer = JSONResponse(said, 401, {'www-authenticate': 'Bearer'})
+        await answer(scope, receive, send)
+
+
 class HttpServer:
-    """Serves an application from the moment that it is made until `close`.
+    """Serves an application from the moment that it is made until `close`, to those who bring `token` if there is one.
 
     Raises ConfigError when the address cannot be had.
     """
 
-    def __init__(self, app: Starlette, host: str, port: int, name: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, name: str, token: str | None = None) -> None:
         self._socket = listen(host, port)
         self.port = int(self._socket.getsockname()[1])
         self.url = f'http://{host}:{self.port}'
         config = uvicorn.Config(
-            app,
+            app if token is None else _WithToken(app, token),
             log_level='warning',
             access_log=False,
             lifespan='off',

@@ -33,7 +33,8 @@ T = TypeVar('T')
 class Listening(TypedDict, total=False):
     """How a local Amp listens and answers; every key may be left out.
 
-    `port` 0 is a free one. A bearer token is asked for only when `token` is given, so that clients can be tested.
+    `port` 0 is a free one. A bearer token is asked for only when `token` is given, so that clients can be tested; the HTTP
+    endpoints then ask for it too.
     `friendly` explains errors to people, where Amp's own texts and codes would do. The JSON Lines endpoint and the Admin API
     listen only when they are given a port.
     """
@@ -234,7 +235,7 @@ class LocalAmp:
         try:
             for name, port in wanted.items():
                 app = jsonl_app(self._engine) if name == 'jsonl' else admin_app(self.catalog)
-                self._http[name] = HttpServer(app, self._host, port, name)
+                self._http[name] = HttpServer(app, self._host, port, name, self._token)
                 self._http_ports[name] = self._http[name].port
         except ConfigError:
             for http in self._http.values():
@@ -281,8 +282,9 @@ class LocalAmp:
 
     @property
     def datasets(self) -> dict[str, tuple[str, ...]]:
-        """The tables of each dataset."""
-        return {name: tuple(chain.schemas) for name, chain in self._engine.datasets.items()}
+        """The tables of each dataset, of the revision that was deployed last."""
+        # Revisions have keys of their own, `name@hash`.
+        return {name: tuple(chain.schemas) for name, chain in self._engine.datasets.items() if '@' not in name}
 
     @property
     def head(self) -> tuple[int, str] | None:

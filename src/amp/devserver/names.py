@@ -12,10 +12,10 @@ from amp.devserver.sql import Token, caused_by, invalid_argument, tokens_of
 if TYPE_CHECKING:
     from datafusion.plan import LogicalPlan
 
-__all__ = ['check_aliases', 'check_references', 'dataset_name']
+__all__ = ['check_aliases', 'check_references', 'dataset_name', 'parse_reference']
 
 _REVISION = r'(?:\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?|[0-9a-f]{64}|latest|dev)'
-_DATASET = re.compile(rf'(?:[a-z0-9_]+/)?(?P<name>[a-z_][a-z0-9_]*)(?:@{_REVISION})?')
+_DATASET = re.compile(rf'(?:(?P<namespace>[a-z0-9_]+)/)?(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<revision>{_REVISION}))?')
 _TABLE = re.compile(r'[A-Za-z_][A-Za-z0-9_$]{0,62}')
 _UNRESOLVED = 'Failed to resolve table references from SQL'
 # Their arguments may have a FROM of another meaning.
@@ -27,6 +27,12 @@ def dataset_name(reference: str) -> str | None:
     """The name in a dataset reference; None when it is no reference. Any namespace will do, and any revision."""
     match = _DATASET.fullmatch(reference)
     return match['name'] if match else None
+
+
+def parse_reference(reference: str) -> tuple[str, str, str | None] | None:
+    """Namespace (`_` when there is none), name and revision of a dataset reference; None when it is no reference."""
+    match = _DATASET.fullmatch(reference)
+    return (match['namespace'] or '_', match['name'], match['revision']) if match else None
 
 
 def check_references(sql: str) -> None:

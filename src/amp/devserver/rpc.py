@@ -109,6 +109,8 @@ class EvmFollower:
                 while self._patiently(self._step):
                     pass
                 self._settle()
+                while self._store is not None and self._store.join(self._chain.network, self._settled, self._go_on):
+                    pass
             except _StoppedError:
                 return
             except SourceError as error:

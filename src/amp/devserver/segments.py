@@ -154,7 +154,7 @@ class StoredSegment:
 
     def __init__(self, blocks: BlockIndex, tables: Mapping[str, StoredTable]) -> None:
         self.blocks = blocks
-        self.tables = dict(tables)
+        self.tables: Mapping[str, StoredTable] = dict(tables)
 
     @property
     def first(self) -> int:
@@ -172,7 +172,14 @@ class StoredSegment:
 
     def rows(self, table: str, first: int, last: int) -> list[pa.RecordBatch]:
         """The rows of blocks `first` to `last` (inclusive), by rising block number. Raises SourceError."""
-        return self.tables[table].rows(first, last)
+        tables = self.tables
+        try:
+            return tables[table].rows(first, last)
+        except SourceError:
+            # The files may have been joined into larger ones meanwhile.
+            if self.tables is tables:
+                raise
+            return self.rows(table, first, last)
 
     def files(self, table: str) -> Path | None:
         """The Parquet file, or the folder of such, that holds the table."""

@@ -108,7 +108,7 @@ def node_source(url: str, network: str | None = None, options: RpcOptions | None
     identity = {'network': name, 'chain_id': chain_id, 'start_block': how.start_block}
     store = ParquetStore(how.store, schemas.EVM_RPC, identity)
     try:
-        if unanswered is not None and (store.identity['network'] is None or not store.runs):
+        if unanswered is not None and (store.identity['network'] is None or store.empty):
             raise unanswered
         chain = Chain(store.identity['network'], schemas.EVM_RPC)
         follower = _follower(chain, node, store, how)

@@ -12,10 +12,12 @@ from datafusion.catalog import Catalog, CatalogProvider, Schema, SchemaProvider,
 from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, opaque
 from amp.devserver.chain import Scan, Snapshot
 from amp.devserver.deltas import Part, quoted
-from amp.devserver.names import dataset_name
 from amp.devserver.scans import for_files, make_table
 
-__all__ = ['CATALOG', 'STORE', 'Datasets', 'Parts', 'TableName', 'new_context']
+__all__ = ['CATALOG', 'STORE', 'Datasets', 'KeyOf', 'Parts', 'TableName', 'new_context']
+
+KeyOf = Callable[[str], str | None]
+"""Which dataset of an engine a reference means; None when it is no reference."""
 
 TableName = tuple[str, str]
 """A dataset and one of its tables."""
@@ -48,9 +50,10 @@ def new_context(partitions: int = 1) -> tuple[SessionContext, Schema]:
 class Datasets(CatalogProvider):
     """Finds a dataset under every reference that names it."""
 
-    def __init__(self, tables: Mapping[TableName, Table], asked: set[TableName]) -> None:
+    def __init__(self, tables: Mapping[TableName, Table], asked: set[TableName], key_of: KeyOf) -> None:
         self._tables = tables
         self._asked = asked
+        self._key_of = key_of
 
     def schema_names(self) -> set[str]:
         """The names of the datasets."""
@@ -58,7 +61,7 @@ class Datasets(CatalogProvider):
 
     def schema(self, name: str) -> SchemaProvider | None:  # type: ignore[override]  # what it calls for
         """The dataset that a reference names."""
-        dataset = dataset_name(name)
+        dataset = self._key_of(name)
         if dataset is None or dataset not in self.schema_names():
             return None
         return _Tables(dataset, self._tables, self._asked)
@@ -87,21 +90,27 @@ class Parts:
     """The tables of a microbatch, for its scans: new rows, old rows, all. The old ones are read only when asked for."""
 
     def __init__(
-        self, schema_of: Callable[[TableName], pa.Schema], snapshots: Mapping[str, Snapshot], start: int, end: int
+        self,
+        schema_of: Callable[[TableName], pa.Schema],
+        key_of: KeyOf,
+        snapshots: Mapping[str, Snapshot],
+        start: int,
+        end: int,
     ) -> None:
         self.context, self._store = new_context()
         self._schema_of = schema_of
+        self._key_of = key_of
         self._snapshots = snapshots
         self._start, self._end = start, end
         # DataFusion asks for a table by its name; which of its parts it gets is told here before.
         self._current: dict[TableName, Table] = {}
         self._made: dict[tuple[TableName, bool], Table] = {}
-        self.context.register_catalog_provider(CATALOG, Datasets(self._current, set()))
+        self.context.register_catalog_provider(CATALOG, Datasets(self._current, set(), key_of))
         self._aliases = 0
 
     def scan(self, dataset: str, table: str, part: Part) -> DataFrame:
         """A part of a table under the name that the query has for it, with all of its columns."""
-        name = NUMBERS if (dataset, table) == NUMBERS else (dataset_name(dataset) or dataset, table)
+        name = NUMBERS if (dataset, table) == NUMBERS else (self._key_of(dataset) or dataset, table)
         known = (name, part == 'new')
         if known not in self._made:
             key = f'{".".join(name)}:{part}'
