@@ -41,6 +41,7 @@ from amp.streaming.parallel import ParallelConfig
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
+from tests.integration.loaders.test_base_types import BaseTypeTests
 from tests.support.following import SQL, expected, stored, until_head
 from tests.support.s3 import s3_options
 
@@ -69,6 +70,10 @@ class TestIcebergLoader(BaseLoaderTests):
 
 
 class TestIcebergStreaming(BaseStreamingTests):
+    config = IcebergTestConfig()
+
+
+class TestIcebergTypes(BaseTypeTests):
     config = IcebergTestConfig()
 
 
