@@ -7,6 +7,7 @@ import json
 import pytest
 
 from amp.backfill.progress import Cell, Progress
+from amp.cli.backfill import _duration
 from amp.devserver import LocalAmp
 from amp.streaming.parallel import QueryPartition
 from amp.streaming.types import BlockRange
@@ -60,3 +61,5 @@ def test_the_map_of_ranges():
     progress.ended(QueryPartition(1, 80, 100), loaded=False)
     assert ''.join(str(int(c)) for c in progress.cells(10)) == '0000110033'
     assert progress.seconds_left is not None
+    assert (progress.there, progress.failed) == (40, 1)
+    assert [_duration(seconds) for seconds in (0.2, 59, 90, 12_000)] == ['1 s', '59 s', '2 min', '3 h 20 min']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -12,6 +13,8 @@ from amp.streaming.parallel import QueryPartition
 from amp.streaming.types import BlockRange
 
 __all__ = ['Cell', 'Progress']
+
+_WINDOW = 60.0
 
 
 class Cell(IntEnum):
@@ -33,8 +36,9 @@ class Progress:
         self._done: tuple[BlockRange, ...] = ()
         self._running: set[tuple[int, int]] = set()
         self._failed: set[tuple[int, int]] = set()
-        self._began = time.monotonic()
-        self._left_at_first = 0
+        self.there = 0
+        """Blocks that were loaded before."""
+        self._reached: deque[tuple[float, int]] = deque()
 
     def planned(self, network: str, start: int, end: int, todo: Sequence[BlockRange]) -> None:
         """The blocks that are meant, and those of them that are still to do."""
@@ -48,7 +52,9 @@ class Progress:
             if at <= end:
                 done.append(BlockRange(network, at, end))
             self._done = tuple(done)
-            self._began, self._left_at_first = time.monotonic(), sum(r.end - r.start + 1 for r in todo)
+            left = sum(r.end - r.start + 1 for r in todo)
+            self.there = end - start + 1 - left
+            self._reached = deque([(time.monotonic(), left)])
 
     def began(self, *partitions: QueryPartition) -> None:
         """A worker has taken these."""
@@ -63,6 +69,9 @@ class Progress:
             if loaded:
                 self._failed.discard(span)
                 self._done = merge_ranges([*self._done, BlockRange(self._network, span[0], span[1] - 1)])
+                self._reached.append((time.monotonic(), self._left()))
+                while len(self._reached) > 2 and self._reached[1][0] < time.monotonic() - _WINDOW:
+                    self._reached.popleft()
             elif for_good:
                 self._failed.add(span)
 
@@ -70,14 +79,28 @@ class Progress:
     def blocks_left(self) -> int:
         """Blocks that are not loaded."""
         with self._lock:
-            return self.end - self.start + 1 - sum(r.end - r.start + 1 for r in self._done)
+            return self._left()
+
+    def _left(self) -> int:
+        return self.end - self.start + 1 - sum(r.end - r.start + 1 for r in self._done)
 
     @property
     def seconds_left(self) -> float | None:
-        """As long as what was done so far took, in proportion; None before anything was."""
-        left = self.blocks_left
-        did = self._left_at_first - left
-        return (time.monotonic() - self._began) * left / did if did > 0 else None
+        """As long as the blocks of the last minute took, in proportion: old blocks are often emptier than new ones.
+
+        None before anything was loaded.
+        """
+        with self._lock:
+            if len(self._reached) < 2:
+                return None
+            (since, before), (_, left) = self._reached[0], self._reached[-1]
+            return (time.monotonic() - since) * left / max(before - left, 1)
+
+    @property
+    def failed(self) -> int:
+        """Partitions that failed for good."""
+        with self._lock:
+            return len(self._failed)
 
     def cells(self, width: int) -> list[Cell]:
         """The map in `width` pieces, lowest block first."""
@@ -94,6 +117,6 @@ class Progress:
             for state, spans in ((Cell.RUNNING, self._running), (Cell.FAILED, self._failed)):
                 for start, end in spans:
                     first = (start - self.start) * width // span
-                    last = max(first + 1, (end - self.start) * width // span)
+                    last = max(first + 1, -(-(end - self.start) * width // span))
                     cells[first:last] = [max(state, cell) for cell in cells[first:last]]
             return cells

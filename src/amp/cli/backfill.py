@@ -16,9 +16,8 @@ from amp.cli.progress import Reporter, progress_row
 from amp.cli.server import open_client
 
 if TYPE_CHECKING:
+    from types import TracebackType
     from concurrent.futures import Executor
-
-    from rich.table import Table
 
     from amp.backfill.executor import ParallelStreamExecutor
     from amp.loaders.types import LoadResult
@@ -103,8 +102,8 @@ def backfill(
         reporter = stack.enter_context(_MapReporter(f'{table} → {redact(to)}', runner, as_json=as_json))
         results = stack.enter_context(contextlib.closing(runner.load_with_resume_optimization(**options)))
         failed = _drain(results, reporter)
-    if failed:
-        raise _incomplete(failed)
+        if failed:
+            raise _incomplete(failed)
 
 
 def _drain(results: Any, reporter: _MapReporter) -> list[LoadResult]:
@@ -123,8 +122,9 @@ def _drain(results: Any, reporter: _MapReporter) -> list[LoadResult]:
 def _incomplete(failed: list[LoadResult]) -> Exception:
     from amp.errors import LoadError
 
+    count = 'one partition was' if len(failed) == 1 else f'{len(failed)} partitions were'
     return LoadError(
-        f'{len(failed)} partitions were not loaded',
+        f'{count} not loaded',
         result=failed[0],
         hint='run the same again: it loads what is missing',
     )
@@ -168,20 +168,40 @@ class _MapReporter(Reporter):
         super().__init__(title, as_json=as_json)
         self._progress = runner.progress
 
-    def _render(self) -> Table:
-        cells = self._progress.cells(_WIDTH)
-        left = self._progress.blocks_left
-        if not cells or left == 0:
+    def _render(self) -> Any:
+        from rich.console import Group
+        from rich.text import Text
+
+        progress = self._progress
+        cells = progress.cells(_WIDTH)
+        left = progress.blocks_left
+        if not cells:
+            return progress_row(self._title, ['asking what there is to do'], self.tally.seconds)
+        if left == 0 and not progress.failed:
             return super()._render()
         ribbon = ''.join(f'[{_LOOK[cell][1]}]{_LOOK[cell][0]}[/]' for cell in cells)
-        parts = [
-            ribbon,
-            f'[bold]{self.tally.rows:,}[/] rows',
-            f'{self.tally.recent_rate:,.0f}/s',
-            f'{left:,} blocks left',
-        ]
-        eta = self._progress.seconds_left
+        figures = [f'[bold]{self.tally.rows:,}[/] rows', f'{self.tally.recent_rate:,.0f}/s', f'{left:,} blocks left']
+        if progress.failed:
+            figures.append(f'[red]{progress.failed} failed[/]')
+        eta = progress.seconds_left
         if eta is not None:
-            minutes, seconds = divmod(int(eta), 60)
-            parts.append(f'[dim]about {minutes}:{seconds:02} more[/]')
-        return progress_row(self._title, parts, self.tally.seconds)
+            figures.append(f'about {_duration(eta)} more')
+        return Group(
+            progress_row(self._title, [' [dim]·[/] '.join(figures)], self.tally.seconds),
+            Text.from_markup(f'  [dim]{progress.start:,}[/] {ribbon} [dim]{progress.end:,}[/]'),
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, value, trace)
+        if self._progress.there and not self._as_json:
+            note(f'  {paint("before", "dim")}    {self._progress.there:,} blocks were there already')
+
+
+def _duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 20 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f'{max(seconds, 1):.0f} s'
+    return f'{minutes} min' if minutes < 60 else f'{minutes // 60} h {minutes % 60} min'
