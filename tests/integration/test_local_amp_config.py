@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from amp.devserver import LocalAmp
-from amp.devserver.anvil import Anvil, find_anvil, install_anvil
+from amp.devserver.anvil import Anvil, install_anvil
 from amp.devserver.config import ServerConfig, read_config
 from amp.devserver.simulator import TRANSFER_TOPIC
 from amp.errors import ConfigError, SourceError
@@ -45,9 +44,7 @@ def serve(file) -> LocalAmp:
 
 @pytest.fixture(scope='module')
 def two_anvils():
-    if find_anvil() is None and shutil.which('npm') is None:
-        pytest.skip('anvil needs Node.js')
-    binary = install_anvil() if shutil.which('npm') else find_anvil()
+    binary = install_anvil()
     with Anvil(binary) as one, Anvil(binary) as other:
         for anvil, transfers in ((one, 3), (other, 5)):
             token = anvil.deploy_erc20()

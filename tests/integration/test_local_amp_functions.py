@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -160,10 +159,7 @@ def test_friendly_errors_have_other_codes_and_texts():
 
 @pytest.fixture(scope='module')
 def anvil():
-    if find_anvil() is None and shutil.which('npm') is None:
-        pytest.skip('anvil needs Node.js')
-    binary = install_anvil() if shutil.which('npm') else find_anvil()
-    with Anvil(binary) as node:
+    with Anvil(install_anvil()) as node:
         yield node
 
 

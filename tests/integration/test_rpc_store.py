@@ -31,9 +31,7 @@ TABLES = ('blocks', 'transactions', 'logs')
 
 @pytest.fixture(scope='module')
 def long_chain():
-    if find_anvil() is None and shutil.which('npm') is None:
-        pytest.skip('anvil needs Node.js')
-    with Anvil(install_anvil() if shutil.which('npm') else find_anvil()) as anvil:
+    with Anvil(install_anvil()) as anvil:
         token = anvil.deploy_erc20()
         for step in range(40):
             anvil.transfer(token, anvil.accounts[1], step)

@@ -8,6 +8,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,8 +59,10 @@ def install_anvil(cache_dir: Path | None = None) -> Path:
     binary = _binary_in(folder)
     if binary.is_file() and (folder / _ERC20).is_file():
         return binary
-    npm = shutil.which('npm')
-    if npm is None or shutil.which('node') is None:
+    # A package for Python brings Node.js too, into the folder of the interpreter.
+    places = os.pathsep.join([os.environ.get('PATH', os.defpath), str(Path(sys.executable).parent)])
+    npm = shutil.which('npm', path=places)
+    if npm is None or shutil.which('node', path=places) is None:
         raise ConfigError('installing anvil needs npm', hint='install Node.js, or put anvil on the PATH')
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix='installing-') as scratch:
