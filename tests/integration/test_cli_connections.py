@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from amp.cli.app import app
 from amp.devserver import LocalAmp
+from amp.loaders.registry import create_loader
 from tests.support.command_line import amp
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -106,3 +107,51 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path, server):
     assert ill.returncode == 1
     assert ill.stdout.count(b'WRONG') == 2
     assert ill.stdout.count(b'->') == 2
+
+
+def test_the_doctor_looks_at_permissions(tmp_path, monkeypatch, postgresql_test_config):
+    config, role = postgresql_test_config, 'amp_doctor'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    user = tmp_path / 'user.toml'
+    monkeypatch.setenv('AMP_CONFIG', str(user))
+    user.write_text('[connections.x]\nloader = "postgresql"\nhost = "h"\ndatabase = "d"\npassword = "hush"\n')
+    user.chmod(0o644)
+    with create_loader('postgresql', {**config, 'schema': 'amp_doctor'}) as owner:
+        owner.run('CREATE SCHEMA IF NOT EXISTS amp_doctor')
+        owner.run(f'DROP ROLE IF EXISTS {role}')
+        owner.run(f"CREATE ROLE {role} LOGIN PASSWORD 'hush'")
+        try:
+            own = {**config, 'schema': 'amp_doctor', 'user': role, 'password': 'hush'}
+            monkeypatch.setenv('AMP_CONN_PG', json.dumps({'loader': 'postgresql', **own}))
+            done = CliRunner().invoke(app, ['doctor', '--to', 'pg', '--json'])
+            found = [json.loads(line) for line in done.stdout.splitlines()]
+            wrong = [(check['what'], check['remedy']) for check in found if not check['ok']]
+            assert [what for what, _ in wrong] == ['permissions', 'permissions']
+            assert wrong[0][1].startswith(f'chmod 600 {user}')
+            assert wrong[1][1] == f'GRANT USAGE, CREATE ON SCHEMA "amp_doctor" TO "{role}"'
+            assert 'hush' not in done.output
+            owner.run(wrong[1][1])
+            user.chmod(0o600)
+            assert CliRunner().invoke(app, ['doctor', '--to', 'pg']).exit_code == 0
+        finally:
+            owner.run('DROP SCHEMA amp_doctor CASCADE')
+            owner.run(f'DROP ROLE {role}')
+
+
+def test_what_is_configured_is_shown_with_its_origin(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('AMP_CONFIG', str(tmp_path / 'user.toml'))
+    (tmp_path / 'user.toml').write_text(
+        '[source]\nurl = "grpc+tls://host"\ntoken = "hush"\n[connections.x]\nurl = "duckdb:///x.db"\n'
+        '[connections.x.resilience]\npreset = "production"\nretry = {max_retries = 9}\n'
+    )
+    shown = CliRunner().invoke(app, ['config', 'show', '--origin']).stdout
+    assert 'token = ***' in shown
+    assert f'resilience.preset = production   # {tmp_path}/user.toml' in shown
+    assert f'resilience.retry.max_retries = 9   # {tmp_path}/user.toml' in shown
+    assert 'hush' not in shown
+    (tmp_path / 'amp.toml').write_text('[connections.x]\nurl = "duckdb:///x.db"\nport = port\n')
+    refused = CliRunner().invoke(app, ['conn', 'list'])
+    assert refused.exit_code == 3
+    assert 'line 3' in refused.stderr

@@ -12,7 +12,9 @@ from amp.cli.console import command, emit, note, paint
 from amp.cli.inputs import AsJson, key_values
 
 if TYPE_CHECKING:
-    from amp.config.connection_manager import Connection
+    from collections.abc import Mapping
+
+    from amp.config.secrets import Setting
 
 __all__ = ['config', 'conn']
 
@@ -125,7 +127,14 @@ def show(
     origin: Annotated[bool, typer.Option('--origin', help='Where each value comes from.')] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Every connection with its settings; secrets are not shown."""
+    """The server and every connection with their settings; secrets are not shown."""
+    from amp.config.source import source
+
+    if server := source():
+        if as_json:
+            emit('source', settings={k: {'value': s.shown, 'origin': s.origin} for k, s in server.items()})
+        else:
+            _print('source', '', server, origin=origin)
     manager = _manager()
     for name in manager.names():
         found = manager.get(name)
@@ -133,12 +142,12 @@ def show(
             settings = {k: {'value': s.shown, 'origin': s.origin} for k, s in found.settings.items()}
             emit('connection', name=name, loader=found.loader, settings=settings)
         else:
-            _print(found, origin=origin)
+            _print(found.name, found.loader, found.settings, origin=origin)
 
 
-def _print(found: Connection, *, origin: bool) -> None:
-    heading = paint(found.name, 'bold') if sys.stdout.isatty() else found.name
-    print(f'{heading}  {found.loader}')
-    for key, setting in sorted(found.settings.items()):
+def _print(name: str, loader: str, settings: Mapping[str, Setting], *, origin: bool) -> None:
+    heading = paint(name, 'bold') if sys.stdout.isatty() else name
+    print(f'{heading}  {loader}'.rstrip())
+    for key, setting in sorted(settings.items()):
         where = f'   # {setting.origin}' if origin else ''
         print(f'  {key} = {setting.shown}{where}')

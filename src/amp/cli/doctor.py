@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +42,7 @@ def doctor(
     auth: Auth = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check versions, drivers, the server, destinations, the clock and the disk. Exit code 1 when something is wrong."""
+    """Check versions, drivers, permissions, the server, destinations, the clock and the disk. Exit code 1 when something is wrong."""
     failed = False
     with interruptible():
         for check in _checks(source, to or [], token, auth=auth):
@@ -64,12 +66,14 @@ def _checks(source: str | None, destinations: list[str], token: str | None, *, a
     yield Check('pyarrow', int(pa.__version__.split('.')[0]) >= 17, pa.__version__, 'pip install -U pyarrow')
     yield from _drivers()
     yield from _configuration()
+    yield from _private_files()
+    yield from _login()
     free = shutil.disk_usage('.').free
     yield Check('disk', free > _LEAST_FREE, f'{free / 1e9:,.1f} GB free here', 'free some space: a unit needs room')
     if source is not None:
         yield from _server(source, token, auth=auth)
     for destination in destinations:
-        yield _destination(destination)
+        yield from _destination(destination)
 
 
 def _drivers() -> Iterator[Check]:
@@ -104,6 +108,46 @@ def _configuration() -> Iterator[Check]:
     yield Check('configuration', True, f'{len(names)} connections')
 
 
+def _private_files() -> Iterator[Check]:
+    from amp.config.files import config_files
+    from amp.config.secrets import is_reference, looks_secret
+    from amp.errors import ConfigError, redact
+
+    def holds_secret(values: Mapping[str, Any]) -> bool:
+        return any(
+            holds_secret(value)
+            if isinstance(value, Mapping)
+            else (looks_secret(key) and not is_reference(value, key)) or redact(str(value)) != str(value)
+            for key, value in values.items()
+        )
+
+    with contextlib.suppress(ConfigError):  # told as `configuration`
+        for file in config_files():
+            mode = file.path.stat().st_mode & 0o077 if os.name == 'posix' else 0
+            if mode and (holds_secret(file.source) or holds_secret(file.connections)):
+                yield Check(
+                    'permissions',
+                    False,
+                    f'others may read {file.path}, and it holds a secret in clear',
+                    f'chmod 600 {file.path}, or say where the secret is: env:, file:, cmd:, keyring:',
+                )
+
+
+def _login() -> Iterator[Check]:
+    from amp.auth import LoginFile
+    from amp.errors import AuthError
+
+    file = LoginFile()
+    if not file.path.exists():
+        return
+    try:
+        found = file.read()
+    except AuthError as error:
+        yield Check('login', False, error.message, error.hint or 'amp auth login')
+        return
+    yield Check('login', True, f'{found.user_id}, {"to be renewed" if found.is_due() else "good"}')
+
+
 def _server(url: str, token: str | None, *, auth: bool) -> Iterator[Check]:
     import time
 
@@ -124,7 +168,7 @@ def _server(url: str, token: str | None, *, auth: bool) -> Iterator[Check]:
     yield Check('clock', skew < _MOST_SKEW_SECONDS, f'{skew:.0f} s beside the server', 'set the clocks: ntp')
 
 
-def _destination(text: str) -> Check:
+def _destination(text: str) -> Iterator[Check]:
     import time
 
     from amp.config.connection_manager import ConnectionManager
@@ -142,9 +186,12 @@ def _destination(text: str) -> Check:
         started = time.perf_counter()
         with made as loader:
             loader.health_check()
-            count = len(loader.streaming_destination().list_streams())
+            missing = loader.missing_permissions()
+            count = 0 if missing else len(loader.streaming_destination().list_streams())
     except AmpError as error:
-        return Check('destination', False, f'{shown}: {error.message}', error.hint or 'check the connection')
-    return Check(
-        'destination', True, f'{shown} reached in {(time.perf_counter() - started) * 1000:.0f} ms, {count} streams'
-    )
+        yield Check('destination', False, f'{shown}: {error.message}', error.hint or 'check the connection')
+        return
+    seconds = time.perf_counter() - started
+    yield Check('destination', True, f'{shown} reached in {seconds * 1000:.0f} ms, {count} streams')
+    for what, remedy in missing:
+        yield Check('permissions', False, f'{shown}: {what}', remedy)

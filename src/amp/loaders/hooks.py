@@ -6,10 +6,12 @@ Only `connect`, `disconnect` and `_load_batch_impl` have none. The base calls th
 from __future__ import annotations
 
 import logging
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import pyarrow as pa
@@ -81,6 +83,13 @@ class Hooks(ABC, Generic[TConfig]):
         raise LoadError(
             f'{self.name} cannot clear the table {table_name!r}', hint='it needs _clear_table for overwrite'
         )
+
+    def missing_permissions(self) -> Sequence[tuple[str, str]]:
+        """What a connected loader lacks to make and fill tables, each with its remedy; none where that is not known."""
+        path = str(getattr(self.config, self.URL_PATH_KEY, '')) if self.URL_PATH_KEY else ''
+        if not path or '://' in path or not Path(path).exists() or os.access(path, os.W_OK):
+            return ()
+        return ((f'{path} cannot be written', 'let its owner give you the right to write'),)
 
     def create_statement(self, schema: pa.Schema, table_name: str) -> str | None:
         """The SQL that would make the table, None where there is none. Asks nobody: the loader need not be connected."""

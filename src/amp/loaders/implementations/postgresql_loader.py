@@ -147,6 +147,19 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
                 self.run(self.create_statement(schema, table_name))
                 self._add_stamps(table, {} if not present else self.columns(table_name), wanted, bool(present))
 
+    def missing_permissions(self) -> Sequence[tuple[str, str]]:
+        """Whether this user may make tables in the schema, or the schema itself, with the GRANT that is lacking."""
+        name = self.config.schema
+        [(user, is_there)] = self.run('SELECT current_user, to_regnamespace($1) IS NOT NULL', (quote(name),))
+        if is_there:
+            ask = "has_schema_privilege($1, 'CREATE') AND has_schema_privilege($1, 'USAGE')"
+            what, grant = f'in the schema {name!r}', f'USAGE, CREATE ON SCHEMA {quote(name)}'
+        else:
+            ask = "has_database_privilege(current_database(), 'CREATE') AND $1 <> ''"
+            what, grant = f'like the schema {name!r}', f'CREATE ON DATABASE {quote(str(self.config.database))}'
+        [(may,)] = self.run(f'SELECT {ask}', (name,))
+        return () if may else ((f'{user} may make nothing {what}', f'GRANT {grant} TO {quote(str(user))}'),)
+
     def create_statement(self, schema: pa.Schema, table_name: str) -> str:
         """The statement that makes the table. Raises SchemaError."""
         listed = ', '.join(f'{quote(field.name)} {column_type(field)}' for field in schema)
