@@ -43,8 +43,12 @@ def run(place: Place) -> Iterator[Run]:
 Fault = tuple[str, Callable[[Place], Any]]
 
 
+def _some(place: Place) -> int:
+    return 300 if place.few else 5_000
+
+
 def _stall(place: Place) -> None:
-    place.proxy.arm('stall', 'sent', 5_000, seconds=SILENCE)
+    place.proxy.arm('stall', 'sent', _some(place), seconds=SILENCE)
 
 
 def _away(place: Place) -> None:
@@ -59,8 +63,8 @@ def _lose_commit(place: Place) -> None:
 
 
 FAULTS: dict[str, Fault] = {
-    'reset in the rows': ('unit.begun', lambda place: place.proxy.arm('reset', 'sent', 5_000)),
-    'cut in the rows': ('unit.begun', lambda place: place.proxy.arm('cut', 'sent', 100_000)),
+    'reset in the rows': ('unit.begun', lambda place: place.proxy.arm('reset', 'sent', _some(place))),
+    'cut in the rows': ('unit.begun', lambda place: place.proxy.arm('cut', 'sent', 4 * _some(place))),
     'reset in an answer': ('unit.begun', lambda place: place.proxy.arm('reset', 'received', 0)),
     'reset before the commit': ('commit', lambda place: place.proxy.arm('reset', 'sent')),
     'the answer to the commit is lost': ('commit', _lose_commit),
@@ -89,6 +93,9 @@ SPEAK_HTTP = {'clickhouse', 'snowflake', 'deltalake', 'parquet', 'iceberg'}
 def _table() -> Iterator[Any]:
     for name in PLACES:
         for fault in [*FAULTS, *(HTTP_FAULTS if name in SPEAK_HTTP else ())]:
+            if name == 'iceberg-catalog' and fault.startswith('stall'):
+                # Nothing of ours waits there: a catalog in PostgreSQL is reached by SQLAlchemy.
+                continue
             for unit in ('append', 'reorg'):
                 marks = [getattr(pytest.mark, MARKS.get(name, name))]
                 if (fault, unit) not in ALWAYS:

@@ -20,7 +20,7 @@ __all__ = ['PLACES', 'Place']
 class Place:
     """A destination behind a proxy. `commit` is in the bytes that commit a unit, `request` in the head of that request.
 
-    Both may be empty: then what follows the point `commit.before` is meant.
+    Both may be empty: then what follows the point `commit.before` is meant. `few`: it is some kilobytes that a unit sends.
     """
 
     loader: str
@@ -31,6 +31,7 @@ class Place:
     request: bytes = b''
     is_http: bool = False
     table: str = 'logs'
+    few: bool = False
 
 
 def _name() -> str:
@@ -165,6 +166,7 @@ def _iceberg_catalog(servers: Callable[[str], Any], folder: Path) -> Iterator[Pl
             {'warehouse': warehouse, 'catalog_config': by(f'127.0.0.1:{proxy.port}')},
             {'warehouse': warehouse, 'catalog_config': by(near)},
             b'COMMIT',
+            few=True,
         )
 
 

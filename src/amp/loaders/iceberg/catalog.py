@@ -37,13 +37,13 @@ from amp.streaming.error_kinds import ErrorClassifier
 
 try:
     from sqlalchemy import URL
-    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 except ImportError:  # pyiceberg without a SQL catalog
 
     class SQLAlchemyError(Exception):  # type: ignore[no-redef]
         """Never raised: there is nothing to raise it."""
 
-    URL, DBAPIError = None, SQLAlchemyError  # type: ignore[assignment,misc]
+    URL, DBAPIError, OperationalError = None, SQLAlchemyError, SQLAlchemyError  # type: ignore[assignment,misc]
 
 __all__ = ['LOCK_SECONDS', 'CatalogTables', 'config_from_iceberg_url', 'explained', 'is_transient_failure']
 
@@ -214,7 +214,9 @@ def is_transient_failure(error: Exception) -> bool:
         original = error.orig
         if isinstance(original, sqlite3.Error):
             return _sqlite_code(original) in {'SQLITE_BUSY', 'SQLITE_LOCKED'}
-        return bool(error.connection_invalidated)
+        # An error without a code is of a connection that was not made; with one, the database has said what it is.
+        unmade = isinstance(error, OperationalError) and getattr(original, 'sqlstate', None) is None
+        return bool(error.connection_invalidated) or unmade or ErrorClassifier.is_transient(original)
     if isinstance(error, (CommitStateUnknownException, ServerError, ConnectionError, TimeoutError)):
         return True
     # Files of a warehouse in an object store.

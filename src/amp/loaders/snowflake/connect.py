@@ -21,6 +21,7 @@ __all__ = ['Session', 'Sessions', 'explained', 'is_transient']
 _TRANSIENT_CODES = frozenset(
     {603, 604, 610, 625, 630, 300_002, 300_010, 390_111, 390_112, 390_114, 250_002, 250_003, 250_005}
 )
+_LONGEST_SILENCE = 60
 _TRANSIENT_STATES = ('08', '40')
 # What the driver makes of HTTP answers that it gave up on; not every version has all of them.
 _TRANSIENT_ANSWERS = tuple(
@@ -59,6 +60,8 @@ def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
             autocommit=autocommit,
             login_timeout=config.login_timeout,
             network_timeout=config.network_timeout,
+            # A statement that runs longer is asked for again and again: each answer comes soon.
+            socket_timeout=min(config.network_timeout, _LONGEST_SILENCE),
             client_session_keep_alive=True,
             application=config.application,
             session_parameters={
