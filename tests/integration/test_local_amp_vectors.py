@@ -75,7 +75,7 @@ ASKED = {
     'restart': 'integration/test_rpc_store.py::test_a_server_that_was_killed_goes_on_where_it_stopped',
     'joined files': 'unit/test_devserver_store.py::test_killed_at_any_moment_nothing_is_lost_and_nothing_twice',
     'rate limit': 'integration/test_rpc_store.py::test_a_busy_node_is_asked_again_after_the_pause_that_it_names',
-    'flat memory': 'integration/test_local_amp.py::test_a_million_rows_do_not_crawl',
+    'flat memory': 'integration/test_parquet_source.py::test_a_million_logs_take_no_more_memory_than_a_hundred_thousand',
     'controls': 'integration/test_local_amp_faults.py::test_cut_inside_of_a_microbatch_once',
     'stall': 'integration/test_local_amp_faults.py::test_stall_until_released',
     'cursor ignored once': 'integration/test_local_amp_faults.py::test_a_cursor_ignored_once',

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -128,3 +130,39 @@ def test_what_is_not_a_directory_of_datasets_is_refused(tmp_path):
     pq.write_table(pa.table({'x': [1]}), tmp_path / 'd' / 'logs.parquet')
     with pytest.raises(ConfigError, match='no column _block_num'):
         LocalAmp.from_parquet(tmp_path, network='mainnet')
+
+
+def peak_of_serving(folder: Path, logs: int) -> int:
+    """Peak memory in bytes of a server that has sent every row of `logs` to somebody."""
+    command = [sys.executable, '-m', 'amp', 'serve', '--parquet', str(folder), '--port', '0']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            with BareClient(server.stdout.readline().strip()) as client:
+                with client.open('SELECT * FROM eth_rpc.logs') as stream:
+                    assert sum(received.rows for received in stream) == logs
+                with client.stream('SELECT block_num, data FROM eth_rpc.logs') as stream:
+                    streamed = 0
+                    while streamed < logs:
+                        streamed += sum(received.rows for received in stream.microbatch())
+            status = Path(f'/proc/{server.pid}/status').read_text()
+        finally:
+            server.terminate()
+    [peak] = (line.split()[1] for line in status.splitlines() if line.startswith('VmHWM:'))
+    return int(peak) * 1024
+
+
+@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='memory is looked up as Linux tells it')
+def test_a_million_logs_take_no_more_memory_than_a_hundred_thousand(tmp_path):
+    peaks = []
+    for blocks in (1_000, 10_000):
+        folder = tmp_path / str(blocks) / 'eth_rpc'
+        folder.mkdir(parents=True)
+        amp = LocalAmp.simulate(seed=5, blocks=blocks, logs_per_block=100)
+        for name in ('blocks', 'logs'):
+            marked = amp.canonical(name).replace_schema_metadata(
+                {'nozzle_metadata': json.dumps({'ranges': [{'network': 'simnet'}]})}
+            )
+            pq.write_table(marked, folder / f'{name}.parquet', compression='zstd', row_group_size=1 << 15)
+        peaks.append(peak_of_serving(folder.parent, blocks * 100))
+    # The rows themselves are 240 MiB more.
+    assert peaks[1] - peaks[0] < 80 << 20, peaks
