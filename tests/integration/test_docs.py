@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from amp.devserver import LocalAmp
 
@@ -20,6 +21,7 @@ README = (REPOSITORY / 'README.md').read_text()
 
 
 LABELS = (REPOSITORY / 'docs' / 'label_manager.md').read_text()
+GUIDE = (REPOSITORY / 'src' / 'amp' / 'loaders' / 'NEW_LOADER_GUIDE.md').read_text()
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -90,7 +92,10 @@ def test_pages_that_are_tables_of_the_code_are_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('page', ['resilience', 'parallel_streaming', 'destinations/duckdb'])
+PAGES = ['resilience', 'parallel_streaming', 'reorg_handling', 'implementing_data_loaders', 'destinations/duckdb']
+
+
+@pytest.mark.parametrize('page', PAGES)
 def test_the_examples_of_a_page(page, server, tmp_path):
     text = (REPOSITORY / 'docs' / f'{page}.md').read_text()
     examples = blocks('python', text)
@@ -99,3 +104,44 @@ def test_the_examples_of_a_page(page, server, tmp_path):
         here = code.replace('grpc://localhost:1602', server).replace('max_block=1_000', 'max_block=30')
         done = run([sys.executable, '-c', here], tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_first_loader_of_the_guide(tmp_path):
+    """The block that stands alone; the others are files, which `generate_docs.py --check` compares."""
+    [code, *_] = blocks('python', GUIDE)
+    done = run([sys.executable, '-c', code], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith('at-least-once\n')
+    assert (tmp_path / 'out' / 'tokens.csv').read_text() == '"block_num","symbol"\n1,"USDC"\n2,"WETH"\n'
+
+
+def test_the_packages_that_the_guide_shows_are_the_ones_that_are_there():
+    shown = re.findall(r'<!-- file: (\S+) -->', GUIDE)
+    assert sorted(shown) == [
+        'examples/loaders/amp-loader-shelf/src/amp_loader_shelf/shelf_loader.py',
+        'examples/loaders/amp-loader-sqlite/pyproject.toml',
+        'examples/loaders/amp-loader-sqlite/src/amp_loader_sqlite/sqlite_loader.py',
+        'examples/loaders/amp-loader-sqlite/tests/test_exactly_once.py',
+    ]
+
+
+@pytest.mark.parametrize('page', sorted((REPOSITORY / 'docs').rglob('*.md')), ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page):
+    prose = re.sub(r'```.*?```|`[^`\n]*`', '', page.read_text(), flags=re.DOTALL)
+    for name, anchor in re.findall(r'\]\(([\w./-]*\.md)?(?:#([\w-]+))?\)', prose):
+        there = (page.parent / name).resolve() if name else page
+        assert there.exists(), name
+        titles = re.findall(r'^#+ (.+)$', there.read_text(), flags=re.MULTILINE)
+        anchors = {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}
+        assert not anchor or anchor in anchors, f'{name}#{anchor}'
+
+
+def test_every_manifest_of_the_page_about_labels_is_one():
+    manifests = [yaml.safe_load(block) for block in blocks('yaml', LABELS)]
+    pods = [manifest['spec'] for manifest in manifests if 'containers' in manifest['spec']]
+    assert (len(manifests), len(pods)) == (3, 2)
+    for pod in pods:
+        volumes = {volume['name'] for volume in pod['volumes']}
+        for container in [*pod['containers'], *pod.get('initContainers', [])]:
+            assert {mount['name'] for mount in container['volumeMounts']} <= volumes
+            assert all(mount['mountPath'] == '/data' for mount in container['volumeMounts'])
