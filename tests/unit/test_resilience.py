@@ -270,6 +270,17 @@ def test_the_key_of_a_connection():
     assert ResilienceConfig.from_config(found) is found
 
 
+def test_what_is_said_besides_a_preset_is_put_on_top_of_it():
+    found = ResilienceConfig.from_config({'preset': 'patient', 'retry': {'max_retries': 9}})
+    patient = ResilienceConfig.from_config('patient')
+    assert found.retry == RetryConfig(max_retries=9, budget_seconds=3_600)
+    assert (found.back_pressure, found.circuit_breaker) == (patient.back_pressure, patient.circuit_breaker)
+    off = ResilienceConfig.from_config({'preset': 'production', 'circuit_breaker': {'enabled': False}})
+    assert off.circuit_breaker == CircuitBreakerConfig(enabled=False)
+    assert off.retry == RetryConfig()
+    assert ResilienceConfig.from_config({'retry': {'max_retries': None}}).retry == RetryConfig(max_retries=None)
+
+
 @pytest.mark.parametrize(
     ('config', 'told'),
     [
@@ -277,6 +288,11 @@ def test_the_key_of_a_connection():
         ({'retry': {'tries': 3}}, "unknown resilience key 'tries'"),
         ({'retry': 3}, 'not a mapping'),
         ('wild', "no resilience preset 'wild'"),
+        ({'preset': 'wild'}, "no resilience preset 'wild'"),
+        ({'retry': {'max_retries': '3'}}, "max_retries cannot be '3'"),
+        ({'retry': {'max_retries': -1}}, 'max_retries cannot be -1'),
+        ({'retry': {'jitter': 1}}, 'jitter cannot be 1'),
+        ({'back_pressure': {'max_delay_ms': None}}, 'max_delay_ms cannot be None'),
         (7, 'a mapping or the name of a preset'),
     ],
 )
