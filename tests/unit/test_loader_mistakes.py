@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from amp.cli.loaders import _describe
 from amp.errors import AmpError
 from amp.loaders import registry
 from amp.loaders.registry import create_loader, get_loader_class
@@ -146,6 +147,9 @@ def test_an_entry_point_with_a_mistake_is_named_with_its_package(value, module, 
         with pytest.raises(ValueError, match="the loader 'mine'") as raised:
             get_loader_class('mine')
         assert sentence in str(raised.value)
+        listed = _describe('mine')
+        assert not listed['ready']
+        assert sentence in listed['install'], 'amp loaders says it, and goes on'
     finally:
         registry._plugins.cache_clear()
 

@@ -42,12 +42,15 @@ def _names() -> list[str]:
 
 
 def _describe(name: str) -> dict[str, Any]:
-    from amp.errors import MissingExtraError
+    from amp.errors import ConfigError, MissingExtraError
     from amp.loaders.registry import get_loader_class
 
     try:
         found = get_loader_class(name)
     except MissingExtraError as error:
         return {'loader': name, 'ready': False, 'modes': [], 'guarantee': '', 'install': error.hint or ''}
+    except ConfigError as error:
+        # A package with a mistake in it does not hide the others.
+        return {'loader': name, 'ready': False, 'modes': [], 'guarantee': '', 'install': str(error)}
     modes = sorted(mode.value for mode in found.SUPPORTED_MODES)
     return {'loader': name, 'ready': True, 'modes': modes, 'guarantee': found.guarantee_of(), 'install': ''}
