@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -204,18 +203,16 @@ class Answers:
 
 
 class Bulk:
-    """Commands on their way without a transaction: sent by the caller, answers counted by a thread beside."""
+    """Commands on their way without a transaction: each lot is sent before the answers to the one before are read.
+
+    So the server always has something to do, and one thread does both: a connection under TLS allows no two at once.
+    """
 
     def __init__(self, wire: Wire) -> None:
         self.client_id = int(wire.call('CLIENT', 'ID'))
         self._wire = wire
         self._answers = Answers(wire.socket)
         self._wanted = 0
-        self._error: BaseException | None = None
-        self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._count, name='amp-redis-answers', daemon=True)
-        self._thread.start()
 
     @property
     def nulls(self) -> int:
@@ -224,49 +221,24 @@ class Bulk:
 
     def send(self, commands: Commands) -> None:
         """Send; raises what an earlier command was refused with."""
-        self._raise()
-        with self._changed:
-            self._wanted += commands.lines
-            self._changed.notify_all()
         with explained(self._wire._place):
             self._wire._connection.send_packed_command(commands.data, check_health=False)
+        before, self._wanted = self._wanted, self._wanted + commands.lines
+        self._catch_up(before)
 
     def finish(self) -> None:
         """Wait for every answer."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._error is not None or self._answers.count >= self._wanted)
-        self._raise()
+        self._catch_up(self._wanted)
 
     def close(self) -> None:
         """Hang up."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
         self._wire.close()
-        self._thread.join(10)
 
-    def _raise(self) -> None:
+    def _catch_up(self, count: int) -> None:
         with explained(self._wire._place):
-            if self._error is not None:
-                raise self._error
-
-    def _count(self) -> None:
-        try:
-            while self._wait_for_more():
-                self._answers.wait(min(self._answers.count + 1, self._wanted))
-                if self._answers.first_error is not None:
-                    raise _error(self._answers.first_error)
-                with self._changed:
-                    self._changed.notify_all()
-        except (redis.RedisError, OSError, DestinationError) as error:
-            with self._changed:
-                self._error = error
-                self._changed.notify_all()
-
-    def _wait_for_more(self) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._answers.count < self._wanted)
-            return not self._closed
+            self._answers.wait(count)
+            if self._answers.first_error is not None:
+                raise _error(self._answers.first_error)
 
 
 def _error(line: bytes) -> redis.RedisError:
@@ -297,6 +269,11 @@ def explained(place: Place) -> Iterator[None]:
 
 def _told(place: Place, error: Exception) -> DestinationError:
     said = redact(str(error)) or type(error).__name__
+    if 'CERTIFICATE_VERIFY_FAILED' in said:
+        return DestinationError(
+            f'Redis at {place} shows no certificate that is trusted here: {said}',
+            hint='name who signed it with tls_ca, and the host as its certificate does',
+        )
     code = said.split(' ', 1)[0].rstrip(':')
     for kinds, codes, sentence, hint, passes in _SENTENCES:
         if isinstance(error, kinds) and (not codes or code in codes):

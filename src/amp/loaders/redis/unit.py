@@ -214,15 +214,30 @@ class Write:
         ask.add(variadic(('EXISTS',), names))
         wire.calls(watch)
         [there] = wire.calls(ask)
-        if there:
-            found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist())
-            example = next((name.as_py() for name, at in zip(names, found, strict=True) if at is not None), b'')
-            raise _duplicates(table, int(there), f'that is already there, for example {example!r}')
+        found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist()) if there else []
+        staying = {at for at in found if at is not None} - self._leaving(table, {at for at in found if at is not None})
+        if staying:
+            met = [name for name, at in zip(names, found, strict=True) if at in staying]
+            raise _duplicates(table, len(met), f'that is already there, for example {met[0].as_py()!r}')
         twice = len(names) - pc.count_distinct(names).as_py()
         if twice:
             counted = pc.value_counts(names)
             example = counted.field('values').filter(pc.greater(counted.field('counts'), 1))[0].as_py()
             raise _duplicates(table, twice, f'of another row of the same load, for example {example!r}')
+
+    def _leaving(self, table: Table, ids: set[int]) -> set[int]:
+        """Those of the ids whose rows this very transaction takes away before it writes."""
+        undo = None if self._stream is None or self._undone else self._stream.undo
+        if self._clear or (undo is not None and undo.whole_table):
+            return {at for at in ids if self._is_own(at)}
+        if undo is None or table.record.is_upserted:
+            # Where rows were replaced, those from before come back under the same keys.
+            return set()
+        return {at for at in ids if any(run.first <= at <= run.last for run in undo.runs)}
+
+    def _is_own(self, tx_id: int) -> bool:
+        """True when rows of an id are in this table, whatever the key that they were found by looks like."""
+        return next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is not None
 
     def _replace(
         self, wire: Wire, commands: Commands, table: Table, rows: pa.RecordBatch, numbering: Numbering
@@ -241,7 +256,7 @@ class Write:
 
     def _refuse_strangers(self, table: Table, ids: Iterable[int]) -> None:
         for tx_id in ids:
-            if next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is None:
+            if not self._is_own(tx_id):
                 raise LoadError(
                     f'a key of the rows of {self._name!r} belongs to another table, so it is not replaced',
                     hint='use another key_pattern',

@@ -16,9 +16,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-import redis
 
-from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
 from amp.loaders.implementations.redis_loader import RedisLoader
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.stamps import TX_ID
@@ -29,8 +28,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
-from tests.support.ports import free_port
-from tests.support.redis_server import start_redis
+from tests.support.redis_server import behind_tls, start_cluster, start_redis
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.redis]
@@ -284,6 +282,25 @@ def test_duplicate_keys_are_refused_by_append_and_replaced_by_upsert(open_loader
     assert db.read(t, 'c')['v'] == 7
     assert db.get_table_info(t)['row_count'] == 3
     assert 'found by k' in refused(db, t, {'k': ['z'], 'v': [1]}, mode='upsert', key_columns=['v'])
+
+
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_keys_of_rows_that_go_in_the_same_unit_are_free(open_loader, t, structure):
+    db = open_loader(data_structure=structure, key_pattern='{table}:{k}')
+    for value in ('a', 'b'):
+        load(db, t, {'k': [1, 2], 'v': [value, value]}, mode='overwrite')
+        assert rows(db, t) == [(1, value), (2, value)]
+    # A transaction that the other fork has too has the same key there.
+    name = f'{t}-stream'
+    stream(db, name, keyed(eth(0, 0, '0xa'), 1, 'a'), keyed(eth(1, 1, '0xb', '0xa'), 2, 'b'))
+    results = stream(db, name, keyed(eth(1, 1, '0xB', '0xa'), 2, 'c'))
+    assert [r.is_reorg for r in results] == [True, False]
+    assert rows(db, name) == [(1, 'a'), (2, 'c')]
+    with pytest.raises(LoadError, match='already there'):
+        stream(db, name, keyed(eth(1, 1, '0xBB', '0xa'), 1, 'of block 0'))
+    assert rows(db, name) == [(1, 'a'), (2, 'c')]
+    stream(db, name, keyed(eth(0, 0, '0xa'), 2, 'anew'), mode='overwrite', resume=False)
+    assert rows(db, name) == [(2, 'anew')]
 
 
 @pytest.mark.parametrize(('keys', 'told'), [(['a', None], 'null in 1 of 2 rows'), ([[1], [2]], 'cannot be a key')])
@@ -588,24 +605,48 @@ def test_a_server_that_is_not_there_is_one_sentence():
         RedisLoader({'host': '127.0.0.1', 'port': 1}).connect()
 
 
-def test_a_cluster_keeps_a_table_on_one_shard(tmp_path):
-    nodes = str(tmp_path / 'nodes.conf')
-    options = ('--cluster-enabled', 'yes', '--cluster-config-file', nodes, '--cluster-port', str(free_port()))
-    with start_redis(*options) as config:
-        with redis.Redis(**config) as node:
-            node.execute_command('CLUSTER', 'ADDSLOTSRANGE', 0, 16383)
-            deadline = time.monotonic() + 30
-            while b'cluster_state:ok' not in node.execute_command('CLUSTER', 'INFO') and time.monotonic() < deadline:
-                time.sleep(0.05)
-        with RedisLoader({'url': f'redis+cluster://127.0.0.1:{config["port"]}', 'key_pattern': '{table}:{k}'}) as db:
-            load(db, 'lo{g}s', {'k': [1, 2], 'v': ['a', 'b']})
-            load(db, 'lo{g}s', {'k': [2], 'v': ['c']}, mode='upsert', key_columns=['k'])
-            assert rows(db, 'lo{g}s') == [(1, 'a'), (2, 'c')]
-            assert db.read('lo{g}s', 2) == {'k': 2, 'v': 'c'}
-            stream(db, 'blocks', keyed(eth(0, 0, '0xa'), 1, 'x'), keyed(eth(1, 1, '0xb', '0xa'), 2, 'y'))
-            stream(db, 'blocks', ResponseBatch.reorg_batch([eth(1, 1, '0xd')]))
-            assert rows(db, 'blocks') == [(1, 'x')]
+def test_a_cluster_keeps_a_table_on_one_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    with start_cluster(tmp_path) as ports:
+        url = f'redis+cluster://127.0.0.1:{ports[0]}'
+        with RedisLoader({'url': url, 'key_pattern': '{table}:{k}'}) as db:
+            tables = ['lo{g}s', 'blocks', 'receipts', 'logs']
+            shards = {db.client.get_node_from_key(f'{{{table}}}x').port for table in tables[1:]}
+            assert shards == set(ports), 'the tables of this test lie on all of them'
+            for name in tables:
+                load(db, name, {'k': [1, 2], 'v': ['a', 'b']})
+                load(db, name, {'k': [2], 'v': ['c']}, mode='upsert', key_columns=['k'])
+                assert rows(db, name) == [(1, 'a'), (2, 'c')]
+                assert db.read(name, 2) == {'k': 2, 'v': 'c'}
+                load(db, name, {'k': range(1000), 'v': ['large'] * 1000}, mode='overwrite', batch_size=100)
+                assert db.get_table_info(name)['row_count'] == 1000
+                stream(db, f'{name}!', keyed(eth(0, 0, '0xa'), 1, 'x'), keyed(eth(1, 1, '0xb', '0xa'), 2, 'y'))
+                stream(db, f'{name}!', ResponseBatch.reorg_batch([eth(1, 1, '0xd')]))
+                assert rows(db, f'{name}!') == [(1, 'x')]
+            assert sorted(info.key.table for info in db.list_streams()) == sorted(f'{name}!' for name in tables)
             assert db.client.exists('{blocks}blocks:1')
+
+
+def test_tls_is_checked_and_carries_units_of_every_size(redis_test_config, t, tmp_path, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    with behind_tls(redis_test_config, tmp_path) as (port, certificate):
+        secure = {
+            'url': f'rediss://127.0.0.1:{port}?tls_ca={certificate}',
+            'password': redis_test_config.get('password'),
+        }
+        with RedisLoader(secure) as db:
+            load(db, t, {'x': ['small']})
+            load(db, t, {'x': [str(i) * 50 for i in range(4000)]}, batch_size=500)
+            assert db.get_table_info(t)['row_count'] == 4001
+            db.drop_table(t)
+            stream(db, t, response(eth(0, 9, '0xa'), *range(3)), response(eth(10, 19, '0xb', '0xa'), *range(4)))
+            stream(db, t, ResponseBatch.reorg_batch([eth(10, 19, '0xd')]))
+            assert db.get_table_info(t)['row_count'] == 3
+            db.drop_table(t)
+        for url in (f'rediss://127.0.0.1:{port}', f'rediss://localhost:{port}?tls_ca={certificate}'):
+            with pytest.raises(DestinationError, match='shows no certificate that is trusted here') as caught:
+                RedisLoader({'url': url}).connect()
+            assert not caught.value.retryable
 
 
 def test_configuration_is_checked_by_name():
