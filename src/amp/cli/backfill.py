@@ -16,8 +16,8 @@ from amp.cli.progress import Reporter, progress_row
 from amp.cli.server import open_client
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from concurrent.futures import Executor
+    from types import TracebackType
 
     from amp.backfill.executor import ParallelStreamExecutor
     from amp.loaders.types import LoadResult
