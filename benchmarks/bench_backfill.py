@@ -37,7 +37,6 @@ from amp.streaming.types import BlockRange
 sys.path.insert(0, str(REPOSITORY))
 from tests.support.postgres import postgresql_config
 
-_SIZE = 100
 _LATENCY = 0.05
 _HEAVY_ROWS = 1_000
 _CORES = psutil.cpu_count() or 1
@@ -106,9 +105,11 @@ def drop(config: dict[str, Any]) -> None:
         loader.connection.execute('DROP TABLE IF EXISTS logs, _amp_streams')
 
 
-def executor(client: amp.Client, to: str, workers: int, partitions: int, rows: int) -> ParallelStreamExecutor:
-    blocks = partitions * _SIZE
-    chosen = ParallelConfig(workers, 'logs', min_block=1, max_block=blocks + 1, partition_size=_SIZE)
+def executor(
+    client: amp.Client, to: str, workers: int, partitions: int, rows: int, size: int = 100
+) -> ParallelStreamExecutor:
+    blocks = partitions * size
+    chosen = ParallelConfig(workers, 'logs', min_block=1, max_block=blocks + 1, partition_size=size)
     query = f'SELECT * FROM logs WHERE 0 = 0 /* rows={rows} blocks={blocks} */'
     return ParallelStreamExecutor(client, chosen, query=query, connection=to, destination='logs')
 
@@ -218,8 +219,8 @@ def resuming(config: dict[str, Any]) -> float:
     drop(config)
     with bare_server() as url, amp.Client(url) as client, PostgreSQLLoader(config) as other:
         client.configure_connection('pg', 'postgresql', config)
-        runner = executor(client, 'pg', 4, 10_000, 1)
-        assert len(list(runner.load_with_resume_optimization())) == 10_000
+        runner = executor(client, 'pg', 4, 1_000, 1, size=1_000)
+        assert len(list(runner.load_with_resume_optimization())) == 1_000
         # Whoever reads or writes a row of it waits for good.
         other.connection.execute('BEGIN; LOCK TABLE logs IN ACCESS EXCLUSIVE MODE')
         started = time.perf_counter()
