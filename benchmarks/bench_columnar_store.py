@@ -1,6 +1,14 @@
 """The columnar store against pyarrow and DuckDB on the same data in the same run.
 
 python -m benchmarks.bench_columnar_store [PART ...] [--rows N] [--repetitions N]
+
+What was tried, per million of these rows, in CPU time. Filtered reads: Arrow decodes every column of every row, twice
+DuckDB's work; so a filter on a disk goes to DuckDB over the files that the log leaves. DuckDB does not look at page
+checksums, the store does, once a file and column: a third more for the first read, nothing after it (the warm-up round
+here takes it). Dicts: of 0.64 s, 0.28 s are the lookups in the dicts and 0.33 s the conversion of columns, both held by
+the interpreter's lock, while writing (0.5 s) goes on beside. Slower than a lookup a cell: flattening with a check of the
+keys (1.4 times), Arrow's own conversion of dicts to structs (1.1 times all of it), smaller blocks for the cache (the
+same). On two cores, where writing Arrow input uses both, some 2.3 times Arrow input is what remains.
 """
 
 from __future__ import annotations

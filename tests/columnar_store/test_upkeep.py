@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amplify_db_utils import BadRecord, DamagedData, DuckDBParquetStore, StoreError
+from amplify_db_utils import BadRecord, DamagedData, DuckDBParquetConfig, DuckDBParquetStore, StoreError
 from amplify_db_utils.migrate import main
 from amplify_db_utils.schema import to_arrow_schema
 from tests.columnar_store.conftest import Opener, finish
 from tests.columnar_store.models import PARTITION_BY, Image, image
+from tests.support.small_disk import small_disk
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
 
@@ -157,6 +158,24 @@ def test_a_full_disk_leaves_the_old_state(
     assert finish(python(FULL, str(overwrite))) == 'OSError\n'
     assert images.count('images') == 10
     assert data_files(root) == before
+
+
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_disk_that_is_full_for_real(tmp_path: Path, overwrite: bool) -> None:
+    with (
+        small_disk(tmp_path / 'disk', 4) as disk,
+        DuckDBParquetStore(DuckDBParquetConfig(root=disk / 'store')) as store,
+    ):
+        store.create_table('t', pa.schema([('k', 'int64'), ('raw', 'binary')]), partition_by=['k'])
+        store.write('t', [{'k': 1, 'raw': b'old'}])
+        before = data_files(disk / 'store')
+        large = [{'k': at % 2, 'raw': os.urandom(1000)} for at in range(8000)]
+        with pytest.raises(OSError, match='No space left'):
+            store.write('t', large, overwrite=overwrite)
+        assert data_files(disk / 'store') == before
+        assert list(store.read('t')) == [{'k': 1, 'raw': b'old'}]
+        store.write('t', large[:100], overwrite=overwrite)  # the room is there again
+        assert store.count('t') == 100 + (not overwrite)
 
 
 def legacy(root: Path, entry: dict[str, object]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -17,8 +19,18 @@ class Engine:
     """An in-memory DuckDB; every query has a connection of its own, so that results can be read side by side."""
 
     def __init__(self, threads: int | None) -> None:
-        self._connection = duckdb.connect(':memory:', config={} if threads is None else {'threads': threads})
-        self.pushdown = Pushdown(self._connection)
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._opened: duckdb.DuckDBPyConnection | None = None
+        self.pushdown = Pushdown(self.cursor)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection for one query. The first one opens the database: whoever only writes never waits for it."""
+        with self._lock:
+            if self._opened is None:
+                config: dict[str, Any] = {} if self._threads is None else {'threads': self._threads}
+                self._opened = duckdb.connect(':memory:', config=config)
+            return self._opened.cursor()
 
     def distinct(self, scan: Scan) -> Iterator[pa.RecordBatch]:
         """The distinct rows of a scan, with the declared types."""
@@ -43,7 +55,7 @@ class Engine:
         self, query: str, scans: Sequence[Scan], stored: pa.Schema, declared: pa.Schema
     ) -> Iterator[pa.RecordBatch]:
         failures: list[Exception] = []
-        with self._connection.cursor() as cursor:
+        with self.cursor() as cursor:
             for at, scan in enumerate(scans):
                 cursor.register(f'source_{at}', _reader(scan, failures))
             try:
@@ -57,7 +69,10 @@ class Engine:
 
     def close(self) -> None:
         """Close the database."""
-        self._connection.close()
+        with self._lock:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
 
 
 def _reader(scan: Scan, failures: list[Exception]) -> pa.RecordBatchReader:

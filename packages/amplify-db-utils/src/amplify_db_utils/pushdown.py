@@ -7,7 +7,7 @@ nested types, files that lack a column, names that mean something to it) stays w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
@@ -45,10 +45,10 @@ _TYPES: dict[pa.DataType, str] = {
 
 
 class Pushdown:
-    """Scans with conditions on columns that are no partition keys, by a DuckDB connection."""
+    """Scans with conditions on columns that are no partition keys; `connect` gives a DuckDB connection for one query."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
-        self._connection = connection
+    def __init__(self, connect: Callable[[], duckdb.DuckDBPyConnection]) -> None:
+        self._connect = connect
         self._checks = Checks()
 
     def table(self, scan: Scan) -> pa.Table | None:
@@ -58,7 +58,7 @@ class Pushdown:
         if not self._takes(scan, columns):
             return None
         listed = ', '.join([*map(_quoted, columns), _PLACE])
-        with _failures(), self._connection.cursor() as cursor:
+        with _failures(), self._connect() as cursor:
             query, parameters = _query(listed, scan)
             found: Any = cursor.sql(query, params=parameters).to_arrow_table(_BATCH)
         place = found.column(_PLACE)
@@ -78,7 +78,7 @@ class Pushdown:
         """How many rows, or None where Arrow must count them. Raises DamagedData."""
         if not self._takes(scan, []):
             return None
-        with _failures(), self._connection.cursor() as cursor:
+        with _failures(), self._connect() as cursor:
             query, parameters = _query('count(*)', scan)
             [[count]] = cursor.sql(query, params=parameters).fetchall()
         return int(count)
