@@ -156,6 +156,11 @@ def test_what_the_server_has_of_itself(admin):
         'files_count': 0,
         'total_size_bytes': 0,
     }
+    [worker] = admin.get('/workers').json()['workers']
+    detail = admin.get(f'/workers/{worker["node_id"]}').json()
+    assert detail.keys() == {'node_id', 'info', 'created_at', 'registered_at', 'heartbeat_at'}
+    assert detail['info'].keys() == {'version', 'commit_sha', 'commit_timestamp', 'build_date'}
+    assert admin.get('/workers/other').json()['error_code'] == 'WORKER_NOT_FOUND'
     described = admin.get('/openapi.json').json()
     assert {'/datasets', '/jobs/{job_id}/stop', '/schema', '/manifests'} <= described['paths'].keys()
     assert 'ErrorBody' in described['components']['schemas']

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from amp.devserver.ahead import Ahead, in_order
 from amp.devserver.keep_alive import with_keep_alives
 
 pytestmark = pytest.mark.unit
@@ -59,3 +60,45 @@ def test_who_leaves_ends_the_computation():
     next(found)
     found.close()
     assert closed.wait(30)
+
+
+def test_parts_are_computed_at_once_and_come_in_order():
+    later_one_is_done = threading.Event()
+
+    def first():
+        # It cannot end before the second has begun.
+        assert later_one_is_done.wait(30)
+        yield from range(5)
+
+    def second():
+        yield from range(5, 10)
+        later_one_is_done.set()
+
+    assert list(in_order([first(), second(), iter([10])], 2, room=100)) == list(range(11))
+
+
+def test_no_more_is_computed_than_there_is_room_for():
+    computed = []
+
+    def items():
+        for number in range(100):
+            computed.append(number)
+            yield number
+
+    ahead = Ahead(items(), room=30, weight=lambda _: 10)
+    found = []
+    for number in ahead:
+        found.append(number)
+        assert len(computed) - len(found) <= 3
+    assert found == list(range(100))
+
+
+def test_an_error_of_a_part_comes_after_what_was_before_it():
+    def broken():
+        yield 2
+        raise ZeroDivisionError('as it was')
+
+    found = in_order([iter([1]), broken(), iter([3])], 3, room=10)
+    assert [next(found), next(found)] == [1, 2]
+    with pytest.raises(ZeroDivisionError, match='as it was'):
+        next(found)

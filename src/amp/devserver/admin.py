@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -25,6 +26,7 @@ from amp.errors import QueryError
 __all__ = ['admin_app']
 
 _ERRORS: dict[int | str, dict[str, Any]] = {status: {'model': bodies.ErrorBody} for status in (400, 404, 409, 500)}
+_STARTED = datetime.now(UTC)
 _DATASET = '/datasets/{namespace}/{name}'
 
 dataset_routes = APIRouter(tags=['datasets'])
@@ -88,6 +90,16 @@ def healthy() -> Response:
 def list_workers() -> bodies.Workers:
     """The one worker that there is."""
     return bodies.Workers(workers=[bodies.Worker(node_id=NODE_ID, heartbeat_at=datetime.now(UTC))])
+
+
+@other_routes.get('/workers/{worker_id}', response_model_exclude_none=True)
+def get_worker(worker_id: str) -> bodies.WorkerInfo:
+    """What the one worker is: this process."""
+    if worker_id != NODE_ID:
+        raise CatalogError('WORKER_NOT_FOUND', f"worker '{worker_id}' not found", 404)
+    build = bodies.Build(version=version('amp-python'), commit_sha='', commit_timestamp='', build_date='')
+    now = datetime.now(UTC)
+    return bodies.WorkerInfo(node_id=NODE_ID, info=build, created_at=_STARTED, registered_at=_STARTED, heartbeat_at=now)
 
 
 @dataset_routes.get('/datasets', response_model_exclude_none=True)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from amp.devserver.jobs import JobStatus
 
 __all__ = [
+    'Build',
     'DatasetInfo',
     'DatasetSummary',
     'Datasets',
@@ -39,6 +40,7 @@ __all__ = [
     'VersionInfo',
     'Versions',
     'Worker',
+    'WorkerInfo',
     'Workers',
 ]
 
@@ -264,3 +266,22 @@ class Workers(BaseModel):
     """All workers."""
 
     workers: list[Worker]
+
+
+class Build(BaseModel):
+    """Of which build a worker is; empty where a build does not say."""
+
+    version: str
+    commit_sha: str
+    commit_timestamp: str
+    build_date: str
+
+
+class WorkerInfo(BaseModel):
+    """A worker in detail."""
+
+    node_id: str
+    info: Build
+    created_at: datetime
+    registered_at: datetime
+    heartbeat_at: datetime
