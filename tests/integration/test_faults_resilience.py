@@ -74,17 +74,21 @@ def test_an_open_breaker_leaves_the_server_alone_and_one_probe_finds_out_that_it
 
 @on('redis')
 def test_a_stream_with_a_breaker_comes_back_although_it_asks_more_often_than_the_breaker_allows(place: Place) -> None:
-    resilience = {'circuit_breaker': {'failure_threshold': 1, 'recovery_ms': 600}}
+    resilience = {'circuit_breaker': {'failure_threshold': 1, 'recovery_ms': 4_000}}
     with LocalAmp.simulate(seed=3, blocks=8, logs_per_block=20, microbatch_max_blocks=4) as local:
         run = Run(local, place.loader, {**place.through, 'resilience': resilience}, place.direct, place.table)
+
+        def come_back() -> None:
+            wait_until(lambda: bool(run.retries))
+            place.proxy.refuse(False)
 
         def away() -> None:
             place.proxy.refuse()
             place.proxy.cut()
-            threading.Timer(1.0, place.proxy.refuse, [False]).start()
+            threading.Thread(target=come_back, daemon=True).start()
             run.mine(4)
 
-        run.follow(away, seconds=30)
+        run.follow(away)
         assert any('times in a row' in str(retry.error) for retry in run.retries), 'the breaker never opened'
         run.check()
 

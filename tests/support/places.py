@@ -21,6 +21,7 @@ class Place:
     """A destination behind a proxy. `commit` is in the bytes that commit a unit, `request` in the head of that request.
 
     Both may be empty: then what follows the point `commit.before` is meant. `few`: it is some kilobytes that a unit sends.
+    `patient_uploads`: how long an upload may be silent is the client's own business, minutes for some.
     """
 
     loader: str
@@ -32,6 +33,7 @@ class Place:
     is_http: bool = False
     table: str = 'logs'
     few: bool = False
+    patient_uploads: bool = False
 
 
 def _name() -> str:
@@ -84,7 +86,7 @@ def _snowflake(servers: Callable[[str], Any], folder: Path) -> Iterator[Place]:
     with TcpProxy(direct['host'], direct['port']) as proxy:
         through = {**direct, 'host': '127.0.0.1', 'port': proxy.port, 'network_timeout': 3, 'login_timeout': 5}
         # What the driver sends is compressed, so the commit is known by its moment alone.
-        yield Place('snowflake', proxy, through, direct, b'', is_http=True)
+        yield Place('snowflake', proxy, through, direct, b'', is_http=True, patient_uploads=True)
 
 
 def _s3(servers: Callable[[str], Any]) -> tuple[dict[str, str], TcpProxy]:
@@ -123,7 +125,7 @@ def _parquet(servers: Callable[[str], Any], folder: Path) -> Iterator[Place]:
         }
         through = {**direct, 's3_endpoint': f'http://127.0.0.1:{proxy.port}'}
         commit = f'PUT /{BUCKET}/{root}/logs/_delta_log/'.encode()
-        yield Place('parquet', proxy, through, direct, commit, commit, is_http=True)
+        yield Place('parquet', proxy, through, direct, commit, commit, is_http=True, patient_uploads=True)
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def _iceberg(servers: Callable[[str], Any], folder: Path) -> Iterator[Place]:
         direct = {'warehouse': f's3://{BUCKET}/{_name()}', 'catalog_config': catalog}
         far = {**catalog, 's3.endpoint': f'http://127.0.0.1:{proxy.port}', 's3.request-timeout': '2'}
         through = {**direct, 'catalog_config': far}
-        yield Place('iceberg', proxy, through, direct, b'/metadata/', b'/metadata/', is_http=True)
+        yield Place('iceberg', proxy, through, direct, b'/metadata/', b'/metadata/', is_http=True, patient_uploads=True)
 
 
 @contextmanager
