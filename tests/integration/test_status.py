@@ -103,7 +103,7 @@ def test_looking_makes_nothing(path, tmp_path):
         with pytest.raises(DestinationError, match='there is nothing at'), open_destination(text):
             pass
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConfigError, match='not the URL'), open_destination('somewhere'):
+    with pytest.raises(ConfigError, match="no connection 'somewhere'"), open_destination('somewhere'):
         pass
     assert command('somewhere').exit_code == 3
 
