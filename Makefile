@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 .venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
 	@scripts/bootstrap
 
-.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench build pins clean
+.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench site build pins clean
 help:  ## what can be made
 	@grep -hE '^[a-z][a-z%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
@@ -54,6 +54,9 @@ types: .venv/.ready  ## mypy, strict
 
 bench: .venv/.ready  ## every benchmark against its bare path
 	$(PY) -m benchmarks
+
+site: .venv/.ready  ## the documentation in site/, every warning an error
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 build: .venv/.ready  ## wheels and source archives of both distributions in dist/
 	@if command -v uv >/dev/null 2>&1; then uv build --all-packages; else $(PY) -m uv build --all-packages; fi
