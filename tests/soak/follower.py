@@ -57,6 +57,9 @@ class Follower:
             self._say()
         for thread in threads:
             thread.join(60)
+        deadline = time.monotonic() + 30
+        while any(t.name.startswith('amp') for t in threading.enumerate()) and time.monotonic() < deadline:
+            time.sleep(0.1)
         gc.collect()
         self._say(ended=not any(thread.is_alive() for thread in threads))
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,15 @@ class Child:
             assert not told['failed'], told['failed']
             self.samples.append(told)
 
-    def end(self) -> dict[str, Any]:
+    def end(self, meanwhile: Callable[[], object]) -> dict[str, Any]:
         """Let every stream end; what the process holds then."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        assert self._process.wait(90) == 0, self._errors.read_text()[-4000:]
+        deadline = time.monotonic() + 120
+        while self._process.poll() is None and time.monotonic() < deadline:
+            meanwhile()
+            time.sleep(0.2)
+        assert self._process.poll() == 0, self._errors.read_text()[-4000:]
         self._reader.join(10)
         rest = list(iter(self._lines.get, None))
         assert not rest[-1]['failed'], rest[-1]['failed']
@@ -173,7 +177,8 @@ def test_streams_stay_exact_and_leave_nothing(request: pytest.FixtureRequest, tm
             report = figures(
                 child.samples, {n: dict(p.done) for n, p in around.networks.items()}, around.reorgs, head(amp)
             )
-            last = child.end()
+            # A call that waits for the next block, and that nobody waits for any more, ends with that block.
+            last = child.end(amp.mine)
         finally:
             child.kill()
         write(report)
