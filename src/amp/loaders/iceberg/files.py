@@ -32,7 +32,8 @@ from amp.loaders.iceberg.io import sync
 
 __all__ = ['DataWriter', 'arrow_schema', 'delete_files', 'file_schema', 'top_columns', 'top_fields']
 
-_PENDING_BYTES = 64 * 1024**2
+# Iceberg's own size of a row group: each begins its dictionaries anew, which is what smaller ones cost.
+_PENDING_BYTES = 128 * 1024**2
 _OPEN_FILES = 100
 _TARGET = 'write.target-file-size-bytes'
 _TARGET_DEFAULT = 512 * 1024**2
@@ -103,7 +104,7 @@ class _Part:
 class DataWriter:
     """Writes batches into data files of `table`; the files are whole after `finish`, and gone after `abort`.
 
-    Batches have any columns of the table, by name; those that are missing are null. At most some 64 MB wait in memory.
+    Batches have any columns of the table, by name; those that are missing are null. At most some 128 MB wait in memory.
     """
 
     def __init__(self, table: Table) -> None:
