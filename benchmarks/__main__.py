@@ -34,7 +34,7 @@ QUICK = {
     'backfill': ['64', '20'],
     'clickhouse': ['200000', '3', '2000000'],
     'client': ['500000', '5'],
-    'columnar_store': ['--rows', '200000', '--repetitions', '3'],
+    'columnar_store': ['writing', 'reading', '--rows', '200000', '--repetitions', '3'],
     'deltalake': ['200000', '3', '2000000'],
     'duckdb': ['200000', '3', '2000000'],
     'evm': ['50000'],

@@ -9,6 +9,7 @@ from benchmarks._record import Run
 _WIDTH, _ROW, _HEAD, _GAP = 960, 24, 96, 30
 _LEFT, _RIGHT = 330, 150
 _MOST = 1.5
+_CHARACTERS = 46
 _INK, _FAINT, _LINE = '#1f2933', '#7b8794', '#e4e7eb'
 _GOOD, _MISSED, _RECORD = '#2a9d8f', '#e07a5f', '#1f2933'
 _FONT = "font-family='ui-sans-serif, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
@@ -61,7 +62,13 @@ def _bar(y: float, claim: str, measured: dict[str, float], recorded: float | Non
     value = measured['value']
     width = _x(min(value, _MOST)) - _LEFT
     lines = [
-        _text(_LEFT - 12, y + 15, claim, size=12, anchor='end'),
+        _text(
+            _LEFT - 12,
+            y + 15,
+            claim if len(claim) <= _CHARACTERS else claim[: _CHARACTERS - 1] + '…',
+            size=12,
+            anchor='end',
+        ),
         f"<rect x='{_LEFT}' y='{y + 4}' width='{width:.1f}' height='15' rx='3' "
         f"fill='{_GOOD if measured['ok'] else _MISSED}' fill-opacity='0.88'/>",
         _text(_WIDTH - _RIGHT + 12, y + 15, f'{value:.2f}', size=12, weight=600),
