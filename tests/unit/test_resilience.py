@@ -240,6 +240,18 @@ def test_a_breaker_opens_probes_once_and_closes():
     breaker.before()
 
 
+def test_a_probe_that_ends_without_a_word_is_followed_by_another():
+    now = [0.0]
+    breaker = CircuitBreaker(CircuitBreakerConfig(enabled=True, failure_threshold=1, recovery_ms=1_000), lambda: now[0])
+    breaker.record_failure()
+    now[0] = 1.0
+    breaker.before()
+    with pytest.raises(CircuitOpenError):
+        breaker.before()
+    now[0] = 2.0
+    breaker.before()
+
+
 def test_a_breaker_that_is_off_never_opens():
     breaker = CircuitBreaker(CircuitBreakerConfig(enabled=False, failure_threshold=1))
     breaker.record_failure()

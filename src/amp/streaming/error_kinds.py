@@ -102,6 +102,8 @@ CLASSES = {
     'ConnectError': _T,
     'NetworkError': _T,
     'ProtocolError': _T,
+    'ChunkedEncodingError': _T,
+    'IncompleteRead': _T,
     'EndpointConnectionError': _T,
     'InterruptedError': _T,
 }
