@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import lmdb
 import pyarrow as pa
-import pyarrow.compute
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
@@ -22,14 +21,12 @@ from amp.loaders.lmdb.table import Table
 from amp.loaders.lmdb.unit import Store, StreamTarget, Write
 from amp.loaders.points import reached
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
+from amp.loaders.stored_rows import between, ids_of_streams, user_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
 __all__ = ['LMDBConfig', 'LMDBLoader']
-
-# The stubs of these functions know arrays of one type only.
-pc: Any = pyarrow.compute
 
 
 @dataclass(frozen=True)
@@ -224,13 +221,13 @@ class LMDBLoader(DataLoader[LMDBConfig]):
     def get_table_schema(self, table_name: str) -> pa.Schema | None:
         """The Arrow schema of the user's columns; None when the table is not there."""
         record = self._record(table_name)
-        return None if record is None else _user_schema(record)
+        return None if record is None else user_schema(record.schema)
 
     def scan(self, table_name: str) -> pa.RecordBatchReader:
         """The committed rows of one moment, the user's columns only. The map cannot grow while it is open."""
         record = self._existing(table_name)
         batches = (without_stamps(batch) for batch in self._stamped(table_name, record.schema))
-        return pa.RecordBatchReader.from_batches(_user_schema(record), batches)
+        return pa.RecordBatchReader.from_batches(user_schema(record.schema), batches)
 
     def stamped_scan(
         self,
@@ -245,7 +242,7 @@ class LMDBLoader(DataLoader[LMDBConfig]):
 
         def batches() -> Iterator[pa.RecordBatch]:
             for batch in self._stamped(table_name, record.schema):
-                yield _between(batch, where or {}).select(wanted)
+                yield between(batch, where or {}).select(wanted)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -287,7 +284,10 @@ class LMDBLoader(DataLoader[LMDBConfig]):
     def _stamped(self, table_name: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         with self.store.reading(table_name) as (table, _, hidden):
             for batch, ids in table.scan(hidden):
-                columns = [_ids(ids) if n == TX_ID else _column(batch, schema.field(n)) for n in schema.names]
+                columns = [
+                    ids_of_streams(ids, FIRST_STREAM_ID) if n == TX_ID else _column(batch, schema.field(n))
+                    for n in schema.names
+                ]
                 yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
     def _record(self, table_name: str) -> TableRecord | None:
@@ -381,28 +381,12 @@ class _Load:
                 self._loader.drop_table(self.created)
 
 
-def _between(batch: pa.RecordBatch, where: Mapping[str, tuple[int, int]]) -> pa.RecordBatch:
-    for name, (low, high) in where.items():
-        column = batch.column(name)
-        batch = batch.filter(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
-    return batch
-
-
 def _with_columns(record: TableRecord, fields: Sequence[pa.Field[Any]], layout: Layout) -> TableRecord:
     landed = layout.landed(pa.schema(fields), record.layout)
     schema = pa.schema([*record.schema, *(field.with_nullable(True) for field in landed)])
     return TableRecord(schema, record.layout, record.serialization, record.key)
 
 
-def _user_schema(record: TableRecord) -> pa.Schema:
-    return pa.schema([field.with_nullable(True) for field in record.schema if field.name not in STAMP_COLUMNS])
-
-
 def _column(batch: pa.RecordBatch, field: pa.Field[Any]) -> Any:
     at = batch.schema.get_field_index(field.name)
     return batch.column(at) if at >= 0 else pa.nulls(batch.num_rows, field.type)
-
-
-def _ids(ids: Any) -> Any:
-    """The ids of streamed rows; those of plain loads are nobody's business."""
-    return pc.if_else(pc.greater_equal(ids, FIRST_STREAM_ID), ids, None)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pyarrow as pa
-import pyarrow.compute
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.arrow_types import type_table
@@ -24,14 +23,13 @@ from amp.loaders.redis.table import Table
 from amp.loaders.redis.unit import StreamTarget, Write
 from amp.loaders.redis.url import config_of_url
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
+from amp.loaders.stored_rows import between, ids_of_streams, user_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
 __all__ = ['RedisConfig', 'RedisLoader']
 
-# The stubs of these functions know arrays of one type only.
-pc: Any = pyarrow.compute
 
 STRUCTURES = ('hash', 'string', 'stream', 'set', 'sorted_set', 'list', 'json')
 
@@ -256,13 +254,13 @@ class RedisLoader(DataLoader[RedisConfig]):
     def get_table_schema(self, table_name: str) -> pa.Schema | None:
         """The Arrow schema of the user's columns; None when the table is not there."""
         record = self.store.table(table_name)
-        return None if record is None else _user_schema(record)
+        return None if record is None else user_schema(record.schema)
 
     def scan(self, table_name: str) -> pa.RecordBatchReader:
         """The committed rows, the user's columns only. Redis has no snapshots: rows of later units may be among them."""
         record = self.store.existing(table_name)
         batches = (without_stamps(batch) for batch in self._stamped(table_name, record))
-        return pa.RecordBatchReader.from_batches(_user_schema(record), batches)
+        return pa.RecordBatchReader.from_batches(user_schema(record.schema), batches)
 
     def stamped_scan(
         self,
@@ -274,7 +272,7 @@ class RedisLoader(DataLoader[RedisConfig]):
         record = self.store.existing(table_name)
         wanted = list(columns) if columns is not None else record.schema.names
         schema = pa.schema([record.schema.field(name) for name in wanted])
-        batches = (_between(batch, where or {}).select(wanted) for batch in self._stamped(table_name, record))
+        batches = (between(batch, where or {}).select(wanted) for batch in self._stamped(table_name, record))
         return pa.RecordBatchReader.from_batches(schema, batches)
 
     def read(self, table_name: str, key: Any) -> dict[str, Any] | None:
@@ -294,7 +292,7 @@ class RedisLoader(DataLoader[RedisConfig]):
         )
         if row is None:
             return None
-        return {name: row.column(name)[0].as_py() for name in _user_schema(record).names}
+        return {name: row.column(name)[0].as_py() for name in user_schema(record.schema).names}
 
     def drop_table(self, table_name: str) -> None:
         """Take a table away with all of its rows. Streams that fed it keep their state."""
@@ -303,7 +301,10 @@ class RedisLoader(DataLoader[RedisConfig]):
 
     def _stamped(self, table_name: str, record: TableRecord) -> Iterator[pa.RecordBatch]:
         for batch, ids in self._reader(table_name, record).scan(self._hidden(table_name)):
-            columns = [_ids(ids) if name == TX_ID else batch.column(name) for name in record.schema.names]
+            columns = [
+                ids_of_streams(ids, FIRST_STREAM_ID) if name == TX_ID else batch.column(name)
+                for name in record.schema.names
+            ]
             yield pa.RecordBatch.from_arrays(columns, schema=record.schema)
 
     def _hidden(self, table_name: str) -> Any:
@@ -399,10 +400,6 @@ def _landed(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(landing.name, landing.wire) for landing in type_table('redis').landings(schema)])
 
 
-def _user_schema(record: TableRecord) -> pa.Schema:
-    return pa.schema([f.with_nullable(True) for f in record.schema if f.name not in STAMP_COLUMNS])
-
-
 def _key_of(store: Store, table: str, record: TableRecord, key: Any) -> bytes:
     """The Redis key of what a person says."""
     spec = record.key
@@ -417,15 +414,3 @@ def _key_of(store: Store, table: str, record: TableRecord, key: Any) -> bytes:
         text = b''.join(whole if kind == 'column' else text.encode() for kind, text in spec.parts)
         return tag + text
     return tag + spec.key_of(key, record.schema)
-
-
-def _between(batch: pa.RecordBatch, where: Mapping[str, tuple[int, int]]) -> pa.RecordBatch:
-    for name, (low, high) in where.items():
-        column = batch.column(name)
-        batch = batch.filter(pc.and_(pc.greater_equal(column, low), pc.less_equal(column, high)))
-    return batch
-
-
-def _ids(ids: Any) -> Any:
-    """The ids of streamed rows; those of plain loads are nobody's business."""
-    return pc.if_else(pc.greater_equal(ids, FIRST_STREAM_ID), ids, None)
