@@ -121,7 +121,7 @@ class Client:
         self, connection: str, config: Mapping[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
         """Loader and configuration behind a URL or a configured name, `config` on top. Raises ConfigError."""
-        from amp.loaders.urls import is_url, loader_of_url
+        from amp.config.urls import is_url, loader_of_url
 
         if is_url(connection):
             return loader_of_url(connection), {'url': connection, **(config or {})}

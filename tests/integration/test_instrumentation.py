@@ -15,9 +15,11 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
+from amp import Client, events
 from amp.devserver import LocalAmp
 from amp.errors import ConfigError
 from amp.instrumentation import logs, opentelemetry, prometheus
+from amp.streaming.parallel import ParallelConfig
 from tests.support.following import SQL, stored, until_head
 from tests.support.ports import free_port
 
@@ -98,3 +100,23 @@ def test_the_command_line_answers_for_its_metrics(amp, tmp_path):
 def test_an_address_that_is_none(address):
     with pytest.raises(ConfigError, match='no address for metrics'):
         prometheus.serve(address)
+
+
+def test_what_workers_have_in_hand_is_told_while_they_have_it(amp, tmp_path):
+    """Each partition begins and ends at its worker; afterwards no block is in hand."""
+    registry, seen = CollectorRegistry(), []
+    stops = [prometheus.watch(registry), events.listen(seen.append)]
+    try:
+        config = ParallelConfig(2, 'eth_rpc.logs', max_block=20, partition_size=5)
+        Client(amp.url).sql(SQL).load(f'duckdb:///{tmp_path}/chain.db', 'logs', parallel_config=config)
+        told = [event for event in seen if isinstance(event, events.Working)]
+        spans = [(event.first, event.last) for event in told if event.first is not None]
+        assert sorted(spans) == [(0, 4), (5, 9), (10, 14), (15, 19)]
+        for worker in {event.worker for event in told}:
+            own = [event.first is None for event in told if event.worker == worker]
+            assert own == [False, True] * (len(own) // 2)
+        [family] = [metric for metric in registry.collect() if metric.name == 'amp_partition_block']
+        assert family.samples == []
+    finally:
+        for stop in stops:
+            stop()

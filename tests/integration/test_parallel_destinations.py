@@ -11,9 +11,9 @@ from contextlib import closing
 import pytest
 
 from amp import Client
+from amp.config.urls import loader_of_url
 from amp.devserver import LocalAmp
 from amp.loaders.registry import create_loader
-from amp.loaders.urls import loader_of_url
 from amp.loaders.verify import verify
 from amp.streaming.parallel import ParallelConfig
 from tests.support.following import SQL, at_head, expected, in_order, stored

@@ -16,11 +16,11 @@ import pytest
 from amp import Client
 from amp.backfill.lane import LaneSpec
 from amp.backfill.remote import RemoteTask
+from amp.config.urls import loader_of_url
 from amp.devserver import LocalAmp
 from amp.errors import ConfigError, LoadError, SourceError
 from amp.loaders.registry import create_loader
 from amp.loaders.status import status_of
-from amp.loaders.urls import loader_of_url
 from amp.loaders.verify import verify
 from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor
 from amp.streaming.resilience import RetryConfig

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 
 from amp.client import Client
+from amp.config.urls import loader_of_url
 from amp.devserver import LocalAmp
 from amp.loaders.registry import create_loader
 from amp.loaders.types import LoadResult
-from amp.loaders.urls import loader_of_url
 from amp.streaming.resilience import RetryConfig
 
 SQL = 'SELECT block_num, block_hash, log_index, address, data FROM eth_rpc.logs'

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from amp.backfill.plan import Plan, make_plan, newest_block
 from amp.backfill.progress import Progress
 from amp.backfill.remote import RemoteTask, run_remotely
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError
+from amp.events import Working, emit
 from amp.loaders.options import as_mode
 from amp.loaders.session import stream_query
 from amp.loaders.settings import StreamSettings
@@ -298,7 +300,8 @@ class _Work:
             while not self._stop.is_set() and (task := self._take(todo, failed, number)) is not None:
                 self._progress.began(task.partition)
                 try:
-                    result = lane.run(task.partition)
+                    with self._in_hand(number, task.partition):
+                        result = lane.run(task.partition)
                 except PartitionError as error:
                     if error.hopeless:
                         raise
@@ -314,6 +317,15 @@ class _Work:
                 with self._lock:
                     todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
                 results.put(result)
+
+    @contextmanager
+    def _in_hand(self, number: int, partition: QueryPartition) -> Iterator[None]:
+        spec = self.spec
+        emit(Working(spec.table, spec.stream, spec.network, number, partition.start_block, partition.end_block - 1))
+        try:
+            yield
+        finally:
+            emit(Working(spec.table, spec.stream, spec.network, number, None, None))
 
     def _may_leave(self, number: int, error: AmpError, hand_over: Callable[[], object] = lambda: None) -> bool:
         """True for a worker that the destination does not let in, while there are others: they do its part."""

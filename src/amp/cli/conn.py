@@ -79,8 +79,8 @@ def add(
     from amp.config.connection_manager import ConnectionManager
     from amp.config.files import user_file
     from amp.config.secrets import is_reference, looks_secret
+    from amp.config.urls import is_url, loader_of_url
     from amp.errors import ConfigError, redact
-    from amp.loaders.urls import is_url, loader_of_url
 
     values: dict[str, Any] = {**({'url': url} if url else {}), **key_values(setting or [])}
     if url is not None and not is_url(url):

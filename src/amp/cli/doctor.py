@@ -172,9 +172,9 @@ def _destination(text: str) -> Iterator[Check]:
     import time
 
     from amp.config.connection_manager import ConnectionManager
+    from amp.config.urls import is_url, loader_of_url
     from amp.errors import AmpError, redact
     from amp.loaders.registry import create_loader
-    from amp.loaders.urls import is_url, loader_of_url
 
     shown = redact(text)
     try:

@@ -15,8 +15,8 @@ from typing import Any
 
 from amp.config.files import config_files, project_file
 from amp.config.secrets import Setting, is_reference, resolved
+from amp.config.urls import is_url, loader_of_url
 from amp.errors import ConfigError
-from amp.loaders.urls import is_url, loader_of_url
 
 __all__ = ['Connection', 'ConnectionManager', 'Setting']
 

@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 
 import pyarrow as pa
 
+from amp.config.urls import config_from_url
 from amp.errors import AmpError, ConfigError, LoadError, redact
 from amp.events import Committed, emit
 from amp.loaders import stamps
@@ -27,7 +28,6 @@ from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
 from amp.loaders.unit import StreamingDestination
-from amp.loaders.urls import config_from_url
 from amp.streaming.machine import batch_id
 from amp.streaming.resilience import AdaptiveRateLimiter, CircuitBreaker, ResilienceConfig
 from amp.streaming.state import StreamStateStore, make_local_store

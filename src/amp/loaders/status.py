@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amp.config.connection_manager import ConnectionManager
+from amp.config.urls import is_url, loader_of_url
 from amp.errors import DestinationError, SourceError, redact
 from amp.loaders.lanes import family, gaps_of, history_of, leader
 from amp.loaders.registry import create_loader
 from amp.loaders.unit import StreamInfo
-from amp.loaders.urls import is_url, loader_of_url
 from amp.streaming.ledger import StreamKey, StreamState
 from amp.streaming.types import BlockRange
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from amp.config.urls import config_from_url
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
 from amp.loaders.clickhouse.documents import ClickHouseDocuments
@@ -26,7 +27,6 @@ from amp.loaders.clickhouse.unit import ClickHouseStreams, Inserter, Versions
 from amp.loaders.sql import in_runs
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID
 from amp.loaders.types import LoadMode
-from amp.loaders.urls import config_from_url
 from amp.streaming.ledger import IdRun, StreamState
 
 __all__ = ['ClickHouseConfig', 'ClickHouseLoader']

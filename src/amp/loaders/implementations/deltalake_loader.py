@@ -17,6 +17,7 @@ import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
+from amp.config.urls import config_from_place
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.delta.compact import TARGET_SIZE, TIER_FILES, compact
@@ -31,7 +32,6 @@ from amp.loaders.sql import quote
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
-from amp.loaders.urls import config_from_place
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 
 __all__ = ['DeltaLakeLoader', 'DeltaLakeStorageConfig']

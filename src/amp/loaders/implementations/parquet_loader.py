@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from deltalake.transaction import AddAction
 
+from amp.config.urls import config_from_place
 from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.delta.errors import is_transient
@@ -26,7 +27,6 @@ from amp.loaders.parquet.unit import ParquetUnit, every_file
 from amp.loaders.stamps import stamped_schema
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo, StreamJob
-from amp.loaders.urls import config_from_place
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 from amplify_db_utils import CommitConflict, DamagedData, DuckDBParquetConfig, DuckDBParquetStore
 from amplify_db_utils.log import TableLog

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from amp.config.urls import config_from_url
 from amp.errors import ConfigError, redact
-from amp.loaders.urls import config_from_url
 
 __all__ = ['METHODS', 'SnowflakeConnectionConfig', 'config_of_url']
 
