@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 .venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
 	@scripts/bootstrap
 
-.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench site build pins clean
+.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench bench-quick site build pins clean
 help:  ## what can be made
 	@grep -hE '^[a-z][a-z%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
@@ -52,8 +52,11 @@ format: .venv/.ready  ## ruff, changing files
 types: .venv/.ready  ## mypy, strict
 	.venv/bin/mypy
 
-bench: .venv/.ready  ## every benchmark against its bare path
-	$(PY) -m benchmarks
+bench: .venv/.ready  ## every benchmark against its bare path and the recorded run
+	$(PY) -m benchmarks full $(ARGS)
+
+bench-quick: .venv/.ready  ## the same in small sizes
+	$(PY) -m benchmarks quick $(ARGS)
 
 site: .venv/.ready  ## the documentation in site/, every warning an error
 	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
