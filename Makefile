@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 .venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
 	@scripts/bootstrap
 
-.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos check lint format types bench bench-quick site build pins clean
+.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos soak check lint format types bench bench-quick site build pins clean
 help:  ## what can be made
 	@grep -hE '^[a-z][a-z%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
@@ -38,6 +38,9 @@ test-performance: bench
 
 test-%: .venv/.ready  ## one destination: test-duckdb, test-postgresql, ...
 	$(PYTEST) -n $(WORKERS) -m "$* and not slow"
+
+soak: .venv/.ready  ## half an hour of streams over broken networks (AMP_SOAK_SECONDS)
+	AMP_SOAK_SECONDS=$${AMP_SOAK_SECONDS:-1800} $(PYTEST) -n 0 -s tests/soak
 
 check: lint types test  ## lint, types and tests
 
