@@ -1,4 +1,4 @@
-"""Writes what pages take from the code: docs/types.md, docs/capabilities.md, the error table in docs/resilience.md, and
+"""Writes what pages take from the code: docs/types.md, docs/capabilities.md, docs/cli.md, docs/configuration.md, the error table in docs/resilience.md, and
 the files that the guide for loader authors shows.
 
 python scripts/generate_docs.py           write them
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from reference_pages import cli_page, configuration_page
 
 import amp.loaders.implementations as implementations
 from amp.loaders.arrow_types import TypeTable
@@ -242,6 +244,8 @@ def pages() -> dict[Path, str]:
         DOCS / 'capabilities.md': capabilities_page(json.loads(recorded.read_text()) if recorded.exists() else {}),
         GUIDE: with_files(GUIDE.read_text()),
         resilience: f'{before}{MARKS[0]}\n{error_tables()}\n{MARKS[1]}{after}',
+        DOCS / 'cli.md': cli_page(),
+        DOCS / 'configuration.md': configuration_page(),
     }
 
 
