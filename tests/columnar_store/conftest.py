@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
 from tests.columnar_store.models import PARTITION_BY, Image
 from tests.support.ports import free_port
+from tests.support.s3 import s3_endpoint
 
 Opener = Callable[[], DuckDBParquetStore]
 
@@ -53,16 +53,10 @@ class S3Server:
 
 @pytest.fixture(scope='session')
 def moto() -> Iterator[S3Server]:
-    from moto.server import ThreadedMotoServer
-
-    logging.getLogger('werkzeug').setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address='127.0.0.1', port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    running = S3Server('moto', f'{host}:{port}')
-    running.make_bucket()
-    yield running
-    server.stop()
+    with s3_endpoint() as url:
+        running = S3Server('moto', url.removeprefix('http://'))
+        running.make_bucket()
+        yield running
 
 
 @pytest.fixture(scope='session')

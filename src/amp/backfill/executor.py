@@ -28,6 +28,7 @@ from amp.loaders.session import stream_query
 from amp.loaders.settings import StreamSettings
 from amp.loaders.types import LoadMode, LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
+from amp.streaming.resilience import ResilienceConfig
 
 if TYPE_CHECKING:
     from amp.client import Client
@@ -225,9 +226,12 @@ class _Work:
 
     @property
     def _overrides(self) -> dict[str, Any]:
-        pressure = self._config.back_pressure_config
-        resilience = {} if pressure is None else {'resilience': {'back_pressure': pressure}}
-        return {**(self._loader_config or {}), **resilience}
+        overrides = dict(self._loader_config or {})
+        if self._config.back_pressure_config is not None:
+            _, connection = self._client.connection_settings(self._connection, overrides)
+            own = ResilienceConfig.from_config(connection.get('resilience'))
+            overrides['resilience'] = replace(own, back_pressure=self._config.back_pressure_config)
+        return overrides
 
     def run(self, plan: Plan) -> Iterator[LoadResult]:
         """Results as they come; ends when nothing is left."""

@@ -234,11 +234,16 @@ class DataLoader(Hooks[TConfig]):
             steps.append(ColumnTypes(column_types))
         return Shape(steps)
 
-    def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
-        """Raises ConfigError for a mode that this loader does not have, or keys that a mode lacks."""
+    def check_mode(self, mode: LoadMode, key_columns: Sequence[str], *, stream: bool = False) -> None:
+        """Raises ConfigError for a mode that this loader does not have, or not in a stream, or keys that a mode lacks."""
         if mode not in self.SUPPORTED_MODES:
             known = ', '.join(sorted(m.value for m in self.SUPPORTED_MODES))
             raise ConfigError(f'{self.name} has no mode {mode.value}', hint=f'it has: {known}')
+        if stream and self.STREAM_MODES is not None and mode not in self.STREAM_MODES:
+            raise ConfigError(
+                f'{self.name} cannot {mode.value} in a stream: a reorg could not bring back the rows that it replaced',
+                hint='stream in append mode, and keep the newest of each key in a view or a plain load',
+            )
         if mode in {LoadMode.UPSERT, LoadMode.MERGE} and not key_columns:
             raise ConfigError(f'mode {mode.value} needs key_columns=[...]', hint='they say which row replaces which')
 

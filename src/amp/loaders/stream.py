@@ -363,7 +363,7 @@ class StreamEngine:
     # The stream as a whole
 
     def _start(self) -> None:
-        self._loader.check_mode(self._job.mode, self._job.key_columns)
+        self._loader.check_mode(self._job.mode, self._job.key_columns, stream=True)
         self._loader._ensure_connected()
         known = {info.key: info for info in self._destination.list_streams()}
         self._refuse_conflicts(known)

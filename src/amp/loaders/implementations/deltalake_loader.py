@@ -262,11 +262,6 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> DeltaUnit:
         """Open a unit: one write through the handle from which the state was read."""
-        if job.mode not in (self.STREAM_MODES or ()):
-            raise ConfigError(
-                f'deltalake cannot {job.mode.value} in a stream: a reorg could not bring back the rows that it replaced',
-                hint='stream in append mode, and keep the newest of each key in a view or a plain load',
-            )
         name = job.key.table
         commit = self._log(name).begin(job.key, state)
         return DeltaUnit(commit, self.place_of(name), name, first_id, undo, partial(self._maintain, name))

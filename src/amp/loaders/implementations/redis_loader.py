@@ -142,9 +142,9 @@ class RedisLoader(DataLoader[RedisConfig]):
         if store is not None:
             store.close()
 
-    def check_mode(self, mode: LoadMode, key_columns: Sequence[str]) -> None:
+    def check_mode(self, mode: LoadMode, key_columns: Sequence[str], *, stream: bool = False) -> None:
         """Raises ConfigError for a mode that the structure does not have."""
-        super().check_mode(mode, key_columns)
+        super().check_mode(mode, key_columns, stream=stream)
         if mode in {LoadMode.UPSERT, LoadMode.MERGE} and self.config.data_structure in COLLECTIONS:
             raise ConfigError(
                 f'rows in a Redis {self.config.data_structure} have no keys, so mode {mode.value} cannot replace them',
