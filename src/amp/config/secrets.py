@@ -100,6 +100,7 @@ def _from_file(text: str) -> str:
 
 
 def _from_command(text: str) -> str:
+    words: list[str] = []
     try:
         words = shlex.split(text)
         done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - the user's own command, no shell

@@ -176,17 +176,18 @@ class Catalog:
                 if end_block is not None:
                     raise CatalogError('SCHEDULER_ERROR', 'the local Amp follows raw datasets without an end block')
                 return self._run_raw(namespace, name, digest, chain)
-            chain.limit = None
-            chain.deployed = True
-            end = _end_of(chain, end_block)
-            chain.limit = end
-            self._serve(name, chain)
+            derived: DerivedChain = chain
+            derived.limit = None
+            derived.deployed = True
+            end = _end_of(derived, end_block)
+            derived.limit = end
+            self._serve(name, derived)
 
             def stop() -> None:
-                last = chain.snapshot().last
-                chain.limit = -1 if last is None else last
+                last = derived.snapshot().last
+                derived.limit = -1 if last is None else last
 
-            job = self.jobs.add(lambda id_: Job(id_, namespace, name, digest, True, chain, stop, lambda: None, end))
+            job = self.jobs.add(lambda id_: Job(id_, namespace, name, digest, True, derived, stop, lambda: None, end))
             job.become(JobStatus.RUNNING)
             return job
 

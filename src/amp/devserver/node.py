@@ -121,6 +121,7 @@ class EvmNode:
 
     def _patiently(self, body: object, calls: int) -> Any:
         """The answer to a request, after as many pauses as the node asks for."""
+        told = ''
         for attempt in range(_TRIES):
             if self._closed.wait(self._pace.delay(calls)):
                 raise ConnectError(f'the node {redact(self.url)} is not asked any more')

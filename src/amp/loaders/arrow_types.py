@@ -104,13 +104,12 @@ class TypeTable:
         nested = self._nested(name, kind)
         if nested is not None:
             return nested
-        is_nested = kind_of(kind) in {'list', 'struct', 'map'}
-        rule = self.rules.get('nested' if is_nested else kind_of(kind))
+        rule = self.rules.get('nested' if kind_of(kind) in _NESTED else kind_of(kind))
         return None if rule is None else _landing(name, kind, rule)
 
     def _nested(self, name: str, kind: Any) -> Landing | None:
         rule = self.rules.get(kind_of(kind))
-        if rule is None or not (is_list(kind) or pt.is_map(kind) or pt.is_struct(kind)):
+        if rule is None or kind_of(kind) not in _NESTED:
             return None
         if is_list(kind):
             parts = {'inner': self._element(kind.value_type)}
@@ -163,6 +162,7 @@ def kind_of(kind: Any) -> str:
     return next((name for name, matches in _KINDS if matches(kind)), str(kind))
 
 
+_NESTED = frozenset({'list', 'struct', 'map'})
 _KINDS: tuple[tuple[str, Callable[[Any], bool]], ...] = (
     ('text', is_text),
     ('fixed bytes', pt.is_fixed_size_binary),

@@ -215,7 +215,7 @@ class StreamState:
 
     def to_json(self) -> str:
         """What a destination stores. The epoch and the number are stored beside it, not in it."""
-        stored = {
+        stored: dict[str, Any] = {
             'version': 1,
             'entries': [[e.first_id, e.last_id, [_packed(r) for r in e.ranges]] for e in self.entries],
             'segments': [_packed(s) for s in self.segments],
@@ -338,8 +338,8 @@ def admit(state: StreamState, ranges: Sequence[BlockRange]) -> Admission:
     rest = state
     for r in misfits:
         rest = _drop_from(rest, r.network, r.start)
-        last = rest.entries and rest.last_range(r.network)
-        if last and last.end == r.start - 1 and not _linked(last, r):
+        last = rest.last_range(r.network) if rest.entries else None
+        if last is not None and last.end == r.start - 1 and not _linked(last, r):
             rest = _drop_from(rest, r.network, last.end)
     fits = all(_fits(rest, r) for r in ranges)
     dropped = _difference(state, rest)

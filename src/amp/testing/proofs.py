@@ -75,7 +75,7 @@ def documents_are_compared(kit: Conformance) -> None:
     """Where documents are kept, one is replaced only by who knows what is there: also between two of one moment."""
     loader: Any
     with kit.destination.make() as loader:
-        if not hasattr(loader, '_write_state'):
+        if not (hasattr(loader, '_read_state') and hasattr(loader, '_write_state')):
             return
         steps: list[tuple[str, str | None, bool]] = [
             ('first', None, True),

@@ -20,6 +20,12 @@ def nulls(rows: int, kind: Kind) -> Any:
     return pa.nulls(rows, kind)
 
 
+def joined(*parts: Any) -> Any:
+    """Texts put together row by row; constants count for every row."""
+    join: Any = pc.binary_join_element_wise
+    return join(*parts, '')
+
+
 def literal(value: Any) -> pc.Expression:
     """An Arrow scalar, or a Python value, as an expression."""
     return pc.scalar(value)

@@ -115,12 +115,12 @@ def _exact(name: str, kind: Kind, stored: pa.DataType, op: str, value: Any) -> C
     """A comparison of whole or decimal numbers, exact whatever number it is with: below, between and beyond the column's."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         raise BadFilter(f'column {name!r} holds numbers ({kind}), not {value!r}')
+    scale = kind.scale if pa.types.is_decimal(kind) else 0
     if isinstance(value, float | Decimal) and not math.isfinite(value):
         number: Fraction | None = None
         beyond = 0 if math.isnan(value) else int(math.copysign(1, value))
     else:
         number = Fraction(value)
-        scale = kind.scale if pa.types.is_decimal(kind) else 0
         lowest, highest = _bounds(kind)
         beyond = (number * 10**scale > highest) - (number * 10**scale < lowest)
     if pa.types.is_string(stored):

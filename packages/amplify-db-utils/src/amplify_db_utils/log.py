@@ -279,7 +279,7 @@ def _files(table: DeltaTable) -> pa.Table:
             columns[bound] = actions.column(bound)
     # In the order they were written, as far as clocks tell; the log gives the newest commit first.
     order = pc.sort_indices(actions.column('modification_time'))
-    return pa.table(columns).take(order)
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns)).take(order)
 
 
 def _optional(actions: pa.Table, name: str, kind: pa.DataType) -> Array | Column:

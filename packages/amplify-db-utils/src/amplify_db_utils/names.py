@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from amplify_db_utils._arrow import Column
+from amplify_db_utils._arrow import Column, joined
 
 NULL_DIRECTORY = '__HIVE_DEFAULT_PARTITION__'
 _TAKEN = {'_registry', '_delta_log'}
@@ -74,7 +74,7 @@ def partition_texts(column: Any) -> list[str | None]:
     kind = column.type
     if pa.types.is_string(kind):
         # The log reads an empty text as null, so emptiness needs a text of its own, and that text an escape.
-        escaped = pc.if_else(pc.starts_with(column, '\\'), pc.binary_join_element_wise('\\', column, ''), column)
+        escaped = pc.if_else(pc.starts_with(column, '\\'), joined('\\', column), column)
         column = pc.if_else(pc.equal(column, pa.scalar('')), '\\0', escaped)
     elif pa.types.is_timestamp(kind):
         column = pc.cast(column.cast(pa.timestamp('us')), pa.string())

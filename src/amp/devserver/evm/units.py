@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -31,7 +33,7 @@ def shift_units(values: Column, units: Column) -> Column:
     found = pc.extract_regex(texts, pattern=_NUMBER)
     whole, part = found.field('whole'), found.field('part').fill_null('')
     digits = pc.add(pc.utf8_length(whole), pc.utf8_length(part))
-    wrong = pc.and_not_kleene(texts.is_valid(), pc.fill_null(pc.greater(digits, pa.scalar(0)), False))
+    wrong = pc.and_not_kleene(texts.is_valid(), pc.fill_null(pc.greater(digits, pa.scalar(0)), pa.scalar(False)))
     if pc.any(wrong).as_py():
         example = texts.filter(wrong)[0].as_py()
         raise UnitsError(f'failed to parse value: {example[:80]!r} is not a number')
@@ -55,6 +57,12 @@ def _is(column: Column, text: str) -> Column:
     return pc.equal(column, pa.scalar(text))
 
 
+def _joined(*parts: Column) -> Column:
+    # The stubs want the separator to be a column like the others.
+    join: Any = pc.binary_join_element_wise
+    return join(*parts, '')
+
+
 def _integers(texts: Column) -> npt.NDArray[np.int64]:
     return np.asarray(texts.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
 
@@ -74,15 +82,15 @@ def _moved(sign: Column, whole: Column, part: Column, shift: int) -> Column:
     """The numbers with the point moved to the right, or to the left when the shift is negative."""
     if shift > 0:
         part = pc.utf8_rpad(part, width=shift, padding='0')
-        whole = pc.binary_join_element_wise(whole, pc.utf8_slice_codeunits(part, 0, shift), '')
+        whole = _joined(whole, pc.utf8_slice_codeunits(part, 0, shift))
         part = pc.utf8_slice_codeunits(part, shift)
     elif shift < 0:
         whole = pc.utf8_lpad(whole, width=-shift, padding='0')
-        part = pc.binary_join_element_wise(pc.utf8_slice_codeunits(whole, shift), part, '')
+        part = _joined(pc.utf8_slice_codeunits(whole, shift), part)
         whole = pc.utf8_slice_codeunits(whole, 0, shift)
     whole, part = pc.utf8_ltrim(whole, '0'), pc.utf8_rtrim(part, '0')
     zero = pc.and_(_is(whole, ''), _is(part, ''))
     whole = pc.if_else(_is(whole, ''), '0', whole)
     point = pc.if_else(_is(part, ''), '', '.')
     minus = pc.if_else(pc.and_not(_is(sign, '-'), zero), '-', '')
-    return pc.binary_join_element_wise(minus, whole, point, part, '')
+    return _joined(minus, whole, point, part)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from amp.errors import DestinationError
-from amp.loaders.by_id import UndoById
+from amp.loaders.by_id import Documents, UndoById
 from amp.loaders.clickhouse.session import Session
 from amp.loaders.clickhouse.tables import Table
 from amp.loaders.clickhouse.types import VERSION, Fit
@@ -109,7 +109,9 @@ class Inserter:
 class ClickHouseStreams(UndoById):
     """Undo by id, with units that gather their rows, and never undo what may be committed."""
 
-    loader: ClickHouseLoader
+    def __init__(self, loader: ClickHouseLoader, documents: Documents) -> None:
+        super().__init__(loader, documents)
+        self.clickhouse = loader
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> ClickHouseUnit:
         """Make the intent durable, then take back what it names."""
@@ -131,7 +133,7 @@ class ClickHouseUnit:
     def write(self, batch: pa.RecordBatch) -> int:
         """Take rows; insert when there are enough for a block."""
         if self._inserter is None:
-            self._inserter = self._streams.loader.inserter(self._job.key.table, self._job.key_columns)
+            self._inserter = self._streams.clickhouse.inserter(self._job.key.table, self._job.key_columns)
         rows = self._inserter.add(batch)
         if self._inserter.is_full:
             self._inserter.flush()
@@ -144,7 +146,7 @@ class ClickHouseUnit:
         self._may_be_done = True
         self._inner.commit(state)
         if self._job.key_columns:
-            self._streams.loader.clean_now_and_then(self._job.key.table, state, _COMMITS_BETWEEN_CLEANINGS)
+            self._streams.clickhouse.clean_now_and_then(self._job.key.table, state, _COMMITS_BETWEEN_CLEANINGS)
 
     def rollback(self) -> None:
         """Delete what was inserted; after an unknown outcome that is for the next open of the stream."""
@@ -156,7 +158,7 @@ class ClickHouseUnit:
         state = StreamState(*_number_and_epoch(self._first_id))
         tail = IdRun(self._first_id, StreamState(state.number, state.epoch + 1).first_id - 1)
         try:
-            self._streams.loader._delete_runs(self._job.key.table, [tail])
+            self._streams.clickhouse._delete_runs(self._job.key.table, [tail])
         except DestinationError as error:
             logger.warning('rows of a unit were not deleted, and will be when the stream is opened: %s', error)
             self._streams.leave_over()

@@ -43,7 +43,16 @@ except ImportError:  # pyiceberg without a SQL catalog
     class SQLAlchemyError(Exception):  # type: ignore[no-redef]
         """Never raised: there is nothing to raise it."""
 
-    URL, DBAPIError, OperationalError = None, SQLAlchemyError, SQLAlchemyError  # type: ignore[assignment,misc]
+    class DBAPIError(SQLAlchemyError):  # type: ignore[no-redef]
+        """Never raised either."""
+
+        orig: BaseException | None = None
+        connection_invalidated = False
+
+    class OperationalError(DBAPIError):  # type: ignore[no-redef]
+        """Nor this."""
+
+    URL = None  # type: ignore[assignment,misc]
 
 __all__ = ['LOCK_SECONDS', 'CatalogTables', 'config_from_iceberg_url', 'explained', 'is_transient_failure']
 

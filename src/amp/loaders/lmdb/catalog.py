@@ -65,7 +65,7 @@ def _table_record(stored: bytes) -> TableRecord:
         told = json.loads(head)
         key = None if told['key'] is None else KeySpec(tuple((kind, text) for kind, text in told['key']))
         return TableRecord(pa.ipc.read_schema(pa.py_buffer(schema)), told['layout'], told['serialization'], key)
-    except (ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f'what is stored of a table does not parse: {head[:120]!r}') from error
 
 
@@ -102,8 +102,9 @@ class StreamRecord:
     def from_bytes(cls, stored: bytes) -> StreamRecord:
         """From what is stored. Raises IntegrityError."""
         try:
-            told = json.loads(stored)
-            return cls(**{**told, 'claim': Claim(**told['claim']), 'key': StreamKey(*told['key'])})
+            told: dict[str, Any] = json.loads(stored)
+            told |= {'claim': Claim(**told['claim']), 'key': StreamKey(*told['key'])}
+            return cls(**told)
         except (ValueError, TypeError, KeyError) as error:
             raise IntegrityError(f'what is stored of a stream does not parse: {stored[:120]!r}') from error
 
@@ -209,8 +210,9 @@ class Catalog:
         """What is being written in several commits, into one table or all."""
         found = []
         for stored in self._under(self._key('intent')):
-            told = json.loads(stored)
-            intent = Intent(**{**told, 'run': IdRun(*told['run'])})
+            told: dict[str, Any] = json.loads(stored)
+            told['run'] = IdRun(*told['run'])
+            intent = Intent(**told)
             found += [intent] if table in {None, intent.table} else []
         return found
 

@@ -83,7 +83,7 @@ class TableRecord:
             key = None if told['key'] is None else KeySpec(tuple((kind, text) for kind, text in told['key']))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told['schema'])))
             return cls(schema, told['structure'], key, told['upserted'])
-        except (ValueError, KeyError, TypeError, pa.ArrowInvalid) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f'what is stored of a table does not parse: {stored[:120]!r}') from error
 
 
@@ -122,8 +122,9 @@ class StreamRecord:
     def from_json(cls, stored: bytes) -> StreamRecord:
         """From what is stored. Raises IntegrityError."""
         try:
-            told = json.loads(stored)
-            return cls(**{**told, 'claim': Claim(**told['claim'])})
+            told: dict[str, Any] = json.loads(stored)
+            told['claim'] = Claim(**told['claim'])
+            return cls(**told)
         except (ValueError, TypeError, KeyError) as error:
             raise IntegrityError(f'what is stored of a stream does not parse: {stored[:120]!r}') from error
 

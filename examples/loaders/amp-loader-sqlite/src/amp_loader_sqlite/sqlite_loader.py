@@ -97,7 +97,7 @@ class SQLiteLoader(DataLoader[SQLiteConfig]):
         path = self.config.path
         try:
             # Without isolation_level the module would open and close transactions on its own.
-            found = sqlite3.connect(path, self.config.timeout, isolation_level=None, check_same_thread=False)
+            found = sqlite3.connect(path, timeout=self.config.timeout, isolation_level=None, check_same_thread=False)
             found.execute('PRAGMA journal_mode = WAL')
             found.execute(f'PRAGMA synchronous = {"FULL" if self.config.durable else "OFF"}')
             found.execute('PRAGMA temp_store = FILE')
