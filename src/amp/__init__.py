@@ -87,17 +87,20 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name == '__version__':
-        from importlib.metadata import version
+# Not for type checkers: to them a name that is not there would be one of type Any.
+if not TYPE_CHECKING:
 
-        value: Any = version('amp-python')
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-    else:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> Any:
+        if name == '__version__':
+            from importlib.metadata import version
+
+            value: Any = version('amp-python')
+        elif name in _HOMES:
+            value = getattr(importlib.import_module(_HOMES[name]), name)
+        else:
+            raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

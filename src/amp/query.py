@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from amp.client import Client
     from amp.flight.transport import FlightResult
-    from amp.loaders.types import LabelJoinConfig, LoadMode, LoadResult
+    from amp.loaders.types import LabelConfig, LoadMode, LoadResult
     from amp.streaming.parallel import ParallelConfig
 
 __all__ = ['Query']
@@ -113,7 +113,7 @@ class Query:
         *,
         config: Mapping[str, Any] | None = ...,
         mode: LoadMode | str = ...,
-        label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = ...,
+        label_config: LabelConfig | None = ...,
         stream: Literal[False] = ...,
         resume: bool = ...,
         parallel_config: ParallelConfig | None = ...,
@@ -130,7 +130,7 @@ class Query:
         *,
         config: Mapping[str, Any] | None = ...,
         mode: LoadMode | str = ...,
-        label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = ...,
+        label_config: LabelConfig | None = ...,
         stream: Literal[True],
         resume: bool = ...,
         parallel_config: ParallelConfig | None = ...,
@@ -139,6 +139,23 @@ class Query:
         **options: Any,
     ) -> Generator[LoadResult, None, None]: ...
 
+    @overload
+    def load(
+        self,
+        connection: str,
+        destination: str,
+        *,
+        config: Mapping[str, Any] | None = ...,
+        mode: LoadMode | str = ...,
+        label_config: LabelConfig | None = ...,
+        stream: bool,
+        resume: bool = ...,
+        parallel_config: ParallelConfig | None = ...,
+        create_table: bool = ...,
+        batch_size: int | None = ...,
+        **options: Any,
+    ) -> LoadResult | Generator[LoadResult, None, None]: ...
+
     def load(
         self,
         connection: str,
@@ -146,7 +163,7 @@ class Query:
         *,
         config: Mapping[str, Any] | None = None,
         mode: LoadMode | str = 'append',
-        label_config: str | LabelJoinConfig | Sequence[LabelJoinConfig] | None = None,
+        label_config: LabelConfig | None = None,
         stream: bool = False,
         resume: bool = True,
         parallel_config: ParallelConfig | None = None,

@@ -189,10 +189,13 @@ def stream_of_lane(name: str) -> str | None:
     return stream if mark and number.isdigit() else None
 
 
-def __getattr__(name: str) -> Any:
-    # The words are pure; what runs them drives loaders, which this room does not know.
-    if name == 'ParallelStreamExecutor':
-        from amp.backfill.executor import ParallelStreamExecutor
+# Not for type checkers: to them a name that is not there would be one of type Any.
+if not TYPE_CHECKING:
 
-        return ParallelStreamExecutor
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    def __getattr__(name: str) -> Any:
+        # The words are pure; what runs them drives loaders, which this room does not know.
+        if name == 'ParallelStreamExecutor':
+            from amp.backfill.executor import ParallelStreamExecutor
+
+            return ParallelStreamExecutor
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
