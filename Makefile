@@ -52,8 +52,9 @@ format: .venv/.ready  ## ruff, changing files
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-types: .venv/.ready  ## mypy, strict
+types: .venv/.ready  ## mypy and pyrefly, strict
 	.venv/bin/mypy
+	.venv/bin/pyrefly check
 
 bench: .venv/.ready  ## every benchmark against its bare path and the recorded run
 	$(PY) -m benchmarks full $(ARGS)
