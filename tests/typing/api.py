@@ -20,6 +20,8 @@ from amp import Client, LabelJoinConfig, LoadMode, LoadResult, Query, ResumeWate
 from amp.devserver import LocalAmp
 from amp.events import Committed, Retrying, Undone, Working
 from amp.loaders import DataLoader, create_loader, get_available_loaders, get_loader_class
+from amp.loaders.implementations import DuckDBLoader, PostgreSQLLoader
+from amp.loaders.implementations.duckdb_loader import DuckDBConfig
 from amp.streaming.iterator import StreamingResultIterator
 from amp.streaming.lmdb_state import LMDBStreamStateStore
 from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor, QueryPartition
@@ -164,6 +166,7 @@ def loaders(table: pa.Table, reader: pa.RecordBatchReader, responses: list[Respo
     assert_type(create_loader('duckdb', {'database': 'chain.db'}), DataLoader[Any])
     assert_type(get_loader_class('duckdb'), type[DataLoader[Any]])
     assert_type(get_available_loaders(), list[str])
+    assert_type(DuckDBLoader({'database': 'chain.db'}).config, DuckDBConfig)
     with LinesLoader({'folder': 'out'}) as loader:
         assert_type(loader, LinesLoader)
         assert_type(loader.load_table(table, 'tokens', mode='overwrite'), LoadResult)
@@ -177,6 +180,7 @@ def loaders(table: pa.Table, reader: pa.RecordBatchReader, responses: list[Respo
         loader.load_table(reader, 'tokens')  # type: ignore[arg-type]
         loader.load_table(table)  # type: ignore[call-arg]
     LinesLoader('out')  # type: ignore[arg-type]
+    PostgreSQLLoader()  # type: ignore[call-arg]
     DataLoader({})  # type: ignore[abstract]
 
 

@@ -7,7 +7,18 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
+    from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
+    from amp.loaders.implementations.duckdb_loader import DuckDBLoader
+    from amp.loaders.implementations.iceberg_loader import IcebergLoader
+    from amp.loaders.implementations.lmdb_loader import LMDBLoader
+    from amp.loaders.implementations.parquet_loader import ParquetLoader
+    from amp.loaders.implementations.postgresql_loader import PostgreSQLLoader
+    from amp.loaders.implementations.redis_loader import RedisLoader
+    from amp.loaders.implementations.snowflake_loader import SnowflakeLoader
 
 __all__: list[str] = [
     'ClickHouseLoader',
