@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,19 @@ def with_mistake(name: str, right: str, wrong: str, monkeypatch: pytest.MonkeyPa
     exec(SOURCES[name].replace(right, wrong), module.__dict__)
 
 
+@contextmanager
+def closing_even_so(loader: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        loader.disconnect()
+
+
 def use(name: str, folder: Path) -> Iterator[str | None]:
     """What a person does with a loader, one thing after the other; the error of each."""
-    with create_loader(name, {PATH_KEYS[name]: str(folder / 'x'), 'durable': False}) as loader:
+    made = create_loader(name, {PATH_KEYS[name]: str(folder / 'x'), 'durable': False})
+    # One that forgets to say that it is connected would leave what it opened.
+    with closing_even_so(made), made as loader:
         yield loader.load_table(pa.table({'n': [1]}), 'plain').error
         yield loader.load_table(pa.table({'n': [2]}), 'plain', mode='overwrite').error
         for number in range(2):
