@@ -20,7 +20,7 @@ demo: .venv/.demo  ## a chain with a reorg, streamed into demo.duckdb
 	@.venv/bin/amp demo
 
 test: .venv/.ready  ## what CI runs: everything but the full matrices
-	$(PYTEST) -n $(WORKERS) -m "not slow and not performance"
+	$(PYTEST) -n $(WORKERS) -m "not slow and not performance" --durations=15
 
 test-unit: .venv/.ready  ## pure logic, seconds
 	$(PYTEST) -n $(WORKERS) -m unit

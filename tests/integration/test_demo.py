@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -61,13 +62,16 @@ def test_a_place_that_cannot_be_written() -> None:
 
 
 def test_without_node_it_says_so_and_simulates(tmp_path: Path) -> None:
-    # An empty PATH and an empty cache: no npm, no anvil.
+    # An empty PATH, an empty cache, and a Python with nothing beside it: no npm, no anvil.
+    python = tmp_path / 'python'
+    python.symlink_to(sys.executable)
+    packages = os.pathsep.join(part for part in sys.path if part)
     done = subprocess.run(
-        [sys.executable, '-m', 'amp', 'demo', '--blocks', '12'],
+        [python, '-m', 'amp', 'demo', '--blocks', '12'],
         capture_output=True,
         check=False,
         cwd=tmp_path,
-        env=environment(PATH=str(tmp_path), AMP_CACHE_DIR=str(tmp_path / 'cache')),
+        env=environment(PATH=str(tmp_path), AMP_CACHE_DIR=str(tmp_path / 'cache'), PYTHONPATH=packages),
     )
     assert done.returncode == 0, done.stderr
     assert b'the simulator takes its place' in done.stderr
