@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -203,16 +204,19 @@ class Answers:
 
 
 class Bulk:
-    """Commands on their way without a transaction: each lot is sent before the answers to the one before are read.
+    """Commands on their way without a transaction: a few lots are sent before the answers to the first are waited for.
 
     So the server always has something to do, and one thread does both: a connection under TLS allows no two at once.
     """
+
+    _LOTS_AHEAD = 3
 
     def __init__(self, wire: Wire) -> None:
         self.client_id = int(wire.call('CLIENT', 'ID'))
         self._wire = wire
         self._answers = Answers(wire.socket)
         self._wanted = 0
+        self._ahead: deque[int] = deque()
 
     @property
     def nulls(self) -> int:
@@ -223,8 +227,10 @@ class Bulk:
         """Send; raises what an earlier command was refused with."""
         with explained(self._wire._place):
             self._wire._connection.send_packed_command(commands.data, check_health=False)
-        before, self._wanted = self._wanted, self._wanted + commands.lines
-        self._catch_up(before)
+        self._wanted += commands.lines
+        self._ahead.append(self._wanted)
+        if len(self._ahead) > self._LOTS_AHEAD:
+            self._catch_up(self._ahead.popleft())
 
     def finish(self) -> None:
         """Wait for every answer."""
