@@ -149,8 +149,8 @@ def tried_until_it_works(client: Client) -> pa.Table:
         try:
             return client.sql(SQL).to_arrow()
         except ConnectError as error:
-            assert error.retryable
-            assert time.monotonic() < deadline, error
+            if not error.retryable or time.monotonic() > deadline:
+                raise
 
 
 def test_a_server_that_never_answers_is_one_sentence(amp, proxy):
