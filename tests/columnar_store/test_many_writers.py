@@ -68,7 +68,13 @@ while True:
 
 def test_many_processes_create_tables_at_once(store: DuckDBParquetStore, python: Python, root: Path) -> None:
     store.create_table('wide', pa.schema([('id', 'int64')]))
-    for process in [python(CREATES, str(number)) for number in range(5)]:
+    processes = [python(CREATES, str(number)) for number in range(5)]
+    seen: set[str] = set()
+    while any(process.poll() is None for process in processes):
+        now = set(json.loads((root / '_registry' / 'tables.json').read_bytes()))  # never torn
+        assert seen <= now
+        seen = now
+    for process in processes:
         finish(process)
     assert store.count('shared') == 5
     assert set(store.get_schema('wide').names) == {'id', *(f'column {number}' for number in range(5))}

@@ -20,6 +20,7 @@ from amplify_db_utils import (
     StorageUnavailable,
     StoreError,
 )
+from amplify_db_utils.names import table_directory
 from amplify_db_utils.registry import PATH
 from amplify_db_utils.storage import open_storage
 from tests.columnar_store.conftest import S3Server
@@ -76,6 +77,23 @@ def test_adopting_a_directory_on_s3(store: DuckDBParquetStore, config: DuckDBPar
     store.write('old', [image(7)])
     assert store.count('old', {'instrument': 'x'}) == 3
     assert store.count('old') == 4
+
+
+@pytest.mark.parametrize('name', ["it's", '../up', '/', 'a//b', '100% ü?x#y=z', '%2F', '"; DROP TABLE x; --'])
+def test_a_table_of_any_name_on_s3(moto: S3Server, name: str) -> None:
+    prefix = uuid.uuid4().hex
+    config = dataclasses.replace(moto.config(prefix), s3_endpoint=f'http://{moto.endpoint}', s3_use_ssl=True)
+    with DuckDBParquetStore(config) as store:
+        store.create_table(name, Image, partition_by=['instrument'])
+        store.write(name, [image(1, instrument=name), image(2)])
+        store.write(name, [image(3, instrument=name)], overwrite=True)
+        with DuckDBParquetStore(config) as other:
+            assert list(other.read(name, {'instrument': name}, ['image_id'])) == [{'image_id': 'image 00003'}]
+            assert other.count(name) == 2
+            assert other.tables() == [name]
+        storage = store.log(name).storage
+        here = storage.filesystem.get_file_info(pafs.FileSelector(storage.path()))
+        assert {info.base_name for info in here} == {'_registry', table_directory(name)}
 
 
 def store_table():

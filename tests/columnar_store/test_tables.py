@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
@@ -69,10 +70,15 @@ def test_creating_twice_changes_nothing(images: DuckDBParquetStore, root: Path) 
     assert (root / '_registry' / 'tables.json').stat().st_mtime_ns == before
 
 
-def test_a_nullable_column_is_added_and_old_rows_read_as_null(images: DuckDBParquetStore, reopen: Opener) -> None:
-    class Noted(Image):
-        notes: str | None = None
+class Noted(Image):
+    notes: str | None = None
 
+
+class NotedByNumber(Image):
+    notes: int | None = None
+
+
+def test_a_nullable_column_is_added_and_old_rows_read_as_null(images: DuckDBParquetStore, reopen: Opener) -> None:
     older = reopen()
     images.write('images', [image(1)])
     images.create_table('images', Noted, partition_by=PARTITION_BY)
@@ -133,6 +139,51 @@ def test_other_changes_are_refused_and_change_nothing(
     assert images.log('images').snapshot().version == 0
 
 
+def test_a_handle_opened_earlier_cannot_take_back_what_another_added(
+    images: DuckDBParquetStore, reopen: Opener
+) -> None:
+    opened_earlier = reopen()
+    opened_earlier.create_table('images', Image, partition_by=PARTITION_BY)
+    images.create_table('images', Noted, partition_by=PARTITION_BY)
+    for model, match in ((Image, 'cannot be removed'), (NotedByNumber, 'Cannot change type')):
+        with pytest.raises(ValueError, match=match):
+            opened_earlier.create_table('images', model, partition_by=PARTITION_BY)
+    assert reopen().get_schema('images') == opened_earlier.get_schema('images') == to_arrow_schema(Noted)
+
+
+def test_a_table_registered_earlier_follows_what_others_add(images: DuckDBParquetStore, reopen: Opener) -> None:
+    class Looser(Noted):
+        timestamp: datetime | None  # type: ignore[assignment]
+
+    class Placed(Image):
+        place: str | None = None
+
+    worker = reopen()
+    worker.register_table('images', Placed, partition_by=PARTITION_BY)
+    images.create_table('images', Looser, partition_by=PARTITION_BY)
+    images.write('images', [image(1, notes='x', timestamp=None)])
+    assert next(worker.read('images', columns=['notes', 'place'])) == {'notes': 'x', 'place': None}
+    worker.write('images', [image(2, notes='y', place='z', timestamp=None)])
+    assert images.get_schema('images').names == [*Image.model_fields, 'notes', 'place']
+    assert images.count('images', {'timestamp': None, 'notes': {'in': ['x', 'y']}}) == 2
+
+
+@pytest.mark.parametrize(
+    ('model', 'keys', 'match'), [(OtherType, ['month'], 'Cannot change type'), (Image, ['year'], 'partition_by')]
+)
+def test_a_registered_table_that_another_made_differently_is_refused(
+    images: DuckDBParquetStore, reopen: Opener, model: type[BaseModel], keys: list[str], match: str
+) -> None:
+    worker = reopen()
+    worker.register_table('late', model, partition_by=keys)
+    assert worker.count('late') == 0
+    images.create_table('late', Image, partition_by=['month'])
+    for use in (lambda: worker.count('late'), lambda: worker.write('late', [image(1)]), lambda: worker.read('late')):
+        with pytest.raises(SchemaConflict, match=match):
+            use()
+    assert images.log('late').snapshot().version == 0
+
+
 def test_a_required_column_may_become_nullable(images: DuckDBParquetStore) -> None:
     class Looser(Image):
         timestamp: datetime | None  # type: ignore[assignment]
@@ -148,10 +199,13 @@ def test_a_required_column_may_become_nullable(images: DuckDBParquetStore) -> No
     [
         (pa.schema([('a', 'int64')]), ['b'], 'not present in the schema'),
         (pa.schema([('a', 'int64'), ('b', 'int64')]), ['a', 'a'], 'twice'),
-        (pa.schema([('a', 'int64')]), ['a'], 'every column'),
+        (pa.schema([('a', 'int64')]), ['a'], 'every one'),
         (pa.schema([('a', 'int64'), ('A', 'int64')]), None, 'case'),
         (pa.schema([('a', pa.list_(pa.int64())), ('b', 'int64')]), ['a'], 'cannot be a partition key'),
         (pa.schema([('a', 'int64'), ('b', 'int64')]), 'a', 'list of columns'),
+        (pa.schema([('a', 'int64'), ('b', 'int64')]), 5, 'list of columns'),
+        (pa.schema([('a', 'int64'), ('b', 'int64')]), [5], 'not present in the schema'),
+        (pa.schema([]), None, 'at least one column'),
     ],
 )
 def test_what_cannot_be_a_table_is_refused(store: DuckDBParquetStore, schema: pa.Schema, keys: Any, match: str) -> None:
@@ -190,9 +244,6 @@ def test_registering_writes_nothing_and_makes_the_table_usable(reopen: Opener, r
 
 
 def test_a_registered_column_is_added_by_the_first_write(images: DuckDBParquetStore, reopen: Opener) -> None:
-    class Noted(Image):
-        notes: str | None = None
-
     images.write('images', [image(1)])
     worker = reopen()
     worker.register_table('images', Noted, partition_by=PARTITION_BY)
@@ -251,6 +302,19 @@ def test_the_registry_is_plain_json_for_arrows_file_systems(images: DuckDBParque
     assert images.tables() == ['foreign', 'images', 'more']
     images.write('foreign', [{'id': 5}])
     assert images.bulk_read('foreign').to_pylist() == [{'id': 5}]
+
+
+def test_data_files_are_plain_parquet_in_hive_directories(images: DuckDBParquetStore, root: Path) -> None:
+    images.write('images', [image(at, instrument='a=b/c %') for at in range(20)])
+    keys = pa.schema([to_arrow_schema(Image).field(key) for key in PARTITION_BY])
+    files = sorted((root / 'images').glob('instrument=*/year=2024/month=*/*.parquet'))
+    found = pads.dataset(
+        files, partitioning=pads.partitioning(keys, flavor='hive'), partition_base_dir=str(root / 'images')
+    ).to_table()
+    assert len(files) == 12
+    assert found.select(images.get_schema('images').names).sort_by('image_id').to_pylist() == (
+        images.bulk_read('images').sort_by('image_id').to_pylist()
+    )
 
 
 def test_a_lost_registry_is_written_anew(images: DuckDBParquetStore, root: Path) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -39,14 +40,17 @@ def test_every_form_of_records(images: DuckDBParquetStore, form: Callable[..., A
     assert found.sort_by('image_id').to_pylist() == RECORDS
 
 
-def test_many_records_come_in_blocks(images: DuckDBParquetStore) -> None:
+def test_many_records_come_in_blocks(images: DuckDBParquetStore, root: Path) -> None:
     many = [image(number, month=number % 3) for number in range(2**18 + 5)]
     images.write('images', many)
     assert images.count('images') == len(many)
     assert images.count('images', {'month': 1}) == sum(record['month'] == 1 for record in many)
-    with pytest.raises(BadRecord, match=f'record {2**18 + 4} has .x.'):
-        images.write('images', [*many[:-1], image(0, year='x')])
+    files = sorted(root.rglob('*.parquet'))
+    for overwrite in (False, True):
+        with pytest.raises(BadRecord, match=f'record {2**18 + 4} has .x.'):
+            images.write('images', [*many[:-1], image(0, year='x')], overwrite=overwrite)
     assert images.count('images') == len(many)
+    assert sorted(root.rglob('*.parquet')) == files  # those of the blocks before it are gone again
 
 
 class Everything(BaseModel):
@@ -111,8 +115,9 @@ def test_a_dict_is_stored_as_json_text(store: DuckDBParquetStore) -> None:
     assert json.loads(first['blob']) == value
     assert second['blob'] == '{}'
     assert store.bulk_read('t').schema.field('blob').type == pa.large_string()
-    with pytest.raises(BadRecord, match='no JSON'):
-        store.write('t', [everything(1, blob={'x': object()})])
+    for wrong in (object(), float('nan')):
+        with pytest.raises(BadRecord, match='no JSON'):
+            store.write('t', [everything(1, blob={'x': wrong})])
 
 
 def test_naive_means_utc_and_other_zones_are_converted(store: DuckDBParquetStore) -> None:
@@ -207,6 +212,14 @@ def test_a_type_without_a_column_is_refused(store: DuckDBParquetStore) -> None:
         ('text', 'list of dicts'),
         ({'image_id': 'x'}, 'list of dicts'),
         (7, 'list of dicts'),
+        (None, 'list of dicts'),
+        ((image(number) for number in range(3)), 'list of dicts'),
+        ([image(1), Image(**image(2))], 'record 1 is no dict but Image'),
+        (pd.DataFrame([image(1), image(2, year='2024')]), 'the DataFrame is no table'),
+        (pd.DataFrame([image(1), image(2, year=2024.5)]), 'cannot hold the records exactly'),
+        (pd.DataFrame([image(1), image(2, image_id=None)]), 'required and null in record 1'),
+        (pd.DataFrame([image(1), image(2)]).drop(columns=['month']), 'partition key .month.'),
+        (pd.DataFrame([image(1), image(2)])['year'], 'list of dicts'),
         (pa.table({'image_id': ['x']}), 'Missing required column .timestamp.'),
         (pa.Table.from_pylist(RECORDS).set_column(3, 'year', pa.array(['2024'] * 30)), 'the records bring text'),
         (pa.Table.from_pylist(RECORDS).set_column(3, 'year', pa.array([0.5] * 30)), 'cannot hold the records exactly'),
@@ -217,14 +230,15 @@ def test_a_type_without_a_column_is_refused(store: DuckDBParquetStore) -> None:
     ],
     ids=str,
 )
-def test_a_bad_record_refuses_the_whole_call(images: DuckDBParquetStore, records: Any, match: str) -> None:
+def test_a_bad_record_refuses_the_whole_call(images: DuckDBParquetStore, root: Path, records: Any, match: str) -> None:
     images.write('images', RECORDS)
-    before = images.log('images').snapshot()
+    before, files = images.log('images').snapshot(), sorted(root.rglob('*.parquet'))
     for overwrite in (False, True):
         with pytest.raises(BadRecord, match=match):
             images.write('images', records, overwrite=overwrite)
     assert images.log('images').snapshot().version == before.version
     assert images.count('images') == 30
+    assert sorted(root.rglob('*.parquet')) == files
 
 
 @pytest.mark.parametrize(
@@ -307,7 +321,8 @@ def test_projection(images: DuckDBParquetStore) -> None:
     ]
     assert images.bulk_read('images', {'image_id': 'image 00000'}, columns=['year']).to_pydict() == {'year': [2024]}
     assert images.bulk_read('images', {'year': 1}, columns=['area', 'year']).schema.names == ['area', 'year']
-    for columns in ([], ['nope'], ['year', 'year'], 'year'):
+    wrong: list[Any] = [[], ['nope'], ['year', 'year'], 'year', 5, [None], [['year']]]
+    for columns in wrong:
         with pytest.raises(BadFilter):
             images.read('images', columns=columns)
         with pytest.raises(ValueError, match='column'):
@@ -375,7 +390,13 @@ def test_results_are_read_side_by_side(joined: DuckDBParquetStore) -> None:
         ({'on': 'lat'}, 'no columns'),
         ({'on': 'image_id', 'select': 'all'}, 'select'),
         ({'on': 'image_id', 'select': 'both; DROP TABLE x'}, 'select'),
+        ({'on': 'image_id', 'select': ['left']}, 'select'),
+        ({'on': None}, 'on one column'),
+        ({'on': ['image_id']}, 'on one column'),
         ({'on': 'image_id', 'left_filters': {'nope': 1}}, 'no column'),
+        ({'on': 'image_id', 'right_filters': {'nope': 1}}, 'no column'),
+        ({'on': 'image_id', 'right_filters': {'lat': {'eq': 1}}}, 'no column'),
+        ({'on': 'image_id', 'left_filters': {'lat': {'eq': 1}}}, 'unknown operator'),
     ],
 )
 def test_bad_joins(joined: DuckDBParquetStore, arguments: dict[str, Any], match: str) -> None:

@@ -274,7 +274,8 @@ def _json(values: list[Any], field: Field, start: int) -> Array:
     texts = []
     for at, value in enumerate(values):
         try:
-            texts.append(value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+            plain = value is None or isinstance(value, str)
+            texts.append(value if plain else json.dumps(value, ensure_ascii=False, allow_nan=False))
         except (TypeError, ValueError) as error:
             raise BadRecord(f'column {field.name!r}, record {start + at}: no JSON: {error}') from error
     return _array(texts, field, start)

@@ -161,7 +161,7 @@ def check_new(schema: pa.Schema, partition_by: Sequence[str]) -> None:
     if len(set(partition_by)) != len(partition_by):
         raise SchemaConflict(f'partition_by names a column twice: {list(partition_by)}')
     if len(partition_by) == len(schema):
-        raise SchemaConflict('partition_by takes every column; a table needs one that is no partition key')
+        raise SchemaConflict('a table needs at least one column that is no partition key; partition_by takes every one')
     stored = stored_schema(schema)
     for key in partition_by:
         kind = stored.field(key).type

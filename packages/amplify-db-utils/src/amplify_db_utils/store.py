@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
@@ -158,8 +158,10 @@ class DuckDBParquetStore(ColumnarStore):
         select: Select = 'both',
     ) -> Iterator[dict[str, Any]]:
         """The inner join on one column of both. With `both`, a right column named like a left one gets `_right` added."""
-        if select not in {'left', 'right', 'both'}:
+        if select not in ('left', 'right', 'both'):
             raise BadFilter(f"select is 'left', 'right' or 'both', not {select!r}")
+        if not isinstance(on, str):
+            raise BadFilter(f'a join is on one column, not on {on!r}')
         one = self._scan(left, left_filters, [on] if select == 'right' else None, also=on)
         two = self._scan(right, right_filters, [on] if select == 'left' else None, also=on)
         if one.stored.field(on).type != two.stored.field(on).type:
@@ -214,10 +216,7 @@ class DuckDBParquetStore(ColumnarStore):
         registered = self._registered.get(table)
         if log.exists():
             current = log.snapshot()
-            if registered is None:
-                return current
-            more = additions(table, current.schema, registered[0])
-            return current.with_schema(pa.schema([*current.schema, *more]))
+            return current if registered is None else _as_registered(table, current, *registered)
         if registered is None:
             found = registry.load(self._storage).get(table)
             if found is None:
@@ -262,11 +261,23 @@ class DuckDBParquetStore(ColumnarStore):
 
 
 def _declaration(schema: TableSchema, partition_by: Sequence[str] | None) -> tuple[pa.Schema, list[str]]:
-    if isinstance(partition_by, str):
-        raise SchemaConflict(f'partition_by is a list of columns, not the text {partition_by!r}')
+    if isinstance(partition_by, str) or not isinstance(partition_by, Collection | None):
+        raise SchemaConflict(f'partition_by is a list of columns, not {partition_by!r}')
     wanted, keys = to_arrow_schema(schema).remove_metadata(), list(partition_by or ())
     check_new(wanted, keys)
     return wanted, keys
+
+
+def _as_registered(table: str, current: Snapshot, schema: pa.Schema, keys: list[str]) -> Snapshot:
+    """A table with the columns that were registered here; what others have added or loosened meanwhile holds too."""
+    _check_keys(table, list(current.partition_by), keys)
+    names = set(schema.names)
+    known = [
+        schema.field(part.name).with_nullable(part.nullable) if part.name in names else part for part in current.schema
+    ]
+    new = [part for part in schema if part.name not in current.schema.names]
+    more = additions(table, current.schema, pa.schema([*known, *new]))
+    return current.with_schema(pa.schema([*current.schema, *more]))
 
 
 def _entry(log: TableLog) -> dict[str, Any]:
@@ -280,7 +291,7 @@ def _check_keys(table: str, current: list[str], wanted: list[str]) -> None:
 
 
 def _check_columns(table: str, snapshot: Snapshot, columns: Sequence[str]) -> None:
-    if isinstance(columns, str) or not columns:
+    if isinstance(columns, str) or not isinstance(columns, Collection) or not columns:
         raise BadFilter(f'columns are a list of at least one name, not {columns!r}')
     unknown = [name for name in columns if name not in snapshot.schema.names]
     if unknown:
