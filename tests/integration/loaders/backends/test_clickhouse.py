@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,7 +22,7 @@ import pytest
 from amp.errors import ConfigError, DestinationError, SchemaError
 from amp.loaders import points
 from amp.loaders.clickhouse import unit as clickhouse_unit
-from amp.loaders.clickhouse.session import ClickHouseConfig, literal, quote
+from amp.loaders.clickhouse.session import ClickHouseConfig, Session, literal, quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stamps import TX_ID, stamp, stamped_schema
@@ -742,6 +743,36 @@ def test_a_connection_that_breaks_in_the_middle_of_an_insert(own_database, monke
             assert proxy.cuts == 1
             assert sum(r.rows_loaded for r in results) == 6
             assert numbers(loader) == raw_numbers(loader) == ALL_OF_THREE
+
+
+@pytest.mark.parametrize('after', [40, 70, 90])
+def test_an_answer_that_ends_within_its_headers_is_not_taken_for_an_empty_one(own_database, after):
+    """The client reads headers up to their end or that of the connection, and has no body then."""
+    with TcpProxy(own_database['host'], own_database['port']) as proxy:
+        config = ClickHouseConfig(**{**own_database, 'host': '127.0.0.1', 'port': proxy.port})
+        with closing(Session(config)) as session:
+            proxy.arm('cut', 'received', after)
+            with pytest.raises(DestinationError, match='broke') as raised:
+                session.run('SELECT 1')
+            assert raised.value.retryable
+            assert session.run("SELECT 1, 'x'") == [[1, 'x']]
+
+
+def test_a_session_is_not_made_without_the_settings_of_the_server(own_database):
+    """What the driver does not know of it does not send: inserts of one token would be there twice."""
+    told = []
+    with TcpProxy(own_database['host'], own_database['port']) as proxy:
+        config = ClickHouseConfig(**{**own_database, 'host': '127.0.0.1', 'port': proxy.port})
+        for after in range(150, 450, 20):
+            proxy.arm('cut', 'received', after)
+            try:
+                with closing(Session(config)) as session:
+                    assert session._keep_first
+            except DestinationError as error:
+                told.append((error.message, error.retryable))
+            proxy.heal()
+    assert any('broke off' in message for message, _ in told), told
+    assert all(is_retryable for _, is_retryable in told), told
 
 
 @pytest.mark.parametrize('point', ['insert.before', 'insert.after', 'document.inserted'])
