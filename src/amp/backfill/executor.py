@@ -8,46 +8,32 @@ hand over when all below it is there, the stream begins at the very next block, 
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amp.backfill.lane import RETRY, Lane, LaneSpec, PartitionError
+from amp.backfill.lane import RETRY, LaneSpec
 from amp.backfill.plan import Plan, make_plan, newest_block
 from amp.backfill.progress import Progress
-from amp.backfill.remote import RemoteTask, run_remotely
-from amp.errors import AmpError, ConfigError, DestinationError, LoadError
-from amp.events import Working, emit
+from amp.backfill.remote import RemoteLanes, RemoteTask
+from amp.backfill.threads import ThreadLanes
+from amp.errors import ConfigError, LoadError
 from amp.loaders.options import as_mode
 from amp.loaders.session import stream_query
 from amp.loaders.settings import StreamSettings
 from amp.loaders.types import LoadMode, LoadResult
-from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
-from amp.streaming.resilience import ResilienceConfig
+from amp.streaming.parallel import ParallelConfig, RangeQueue
 
 if TYPE_CHECKING:
     from amp.client import Client
+    from amp.loaders.base import DataLoader
 
 __all__ = ['ParallelStreamExecutor', 'load_in_parallel']
 
 logger = logging.getLogger('amp.backfill')
 
-_MOST_LANES_A_PARTITION = 3
 _SETTINGS = ('create_table', 'schema_evolution', 'column_types', 'label_config')
-
-
-@dataclass
-class _Failed:
-    """A partition that a lane gave up, and how many lanes have tried it."""
-
-    partition: QueryPartition
-    tries: int
-    lane: int | None
 
 
 class ParallelStreamExecutor:
@@ -143,9 +129,7 @@ class ParallelStreamExecutor:
             yield result
             if failed and config.stop_on_error:
                 raise _gave_up(failed)
-            if settings.stop is not None and settings.stop.is_set():
-                return
-        if not follow:
+        if not follow or (settings.stop is not None and settings.stop.is_set()):
             return
         if failed:
             raise _gave_up(failed)
@@ -198,7 +182,7 @@ def _gave_up(failed: list[LoadResult]) -> LoadError:
 
 
 class _Work:
-    """The lanes at work: one queue of partitions in, one queue of results out."""
+    """Where the loaders of the lanes come from, and where the lanes run."""
 
     def __init__(
         self,
@@ -213,166 +197,31 @@ class _Work:
         self._progress = progress
         self._client = client
         self._connection = connection
-        self._loader_config = loader_config
         self._config = config
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._opening = threading.Lock()
-        self._at_work = set(range(config.num_workers))
+        self._overrides = self._with_back_pressure(dict(loader_config or {}))
 
-    def loader(self) -> Any:
+    def _with_back_pressure(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        back_pressure = self._config.back_pressure_config
+        if back_pressure is None:
+            return overrides
+        # The loader itself says what its connection has: a mapping, a preset, or a preset in the URL.
+        own = self._client.make_loader(self._connection, overrides).attempts.config
+        return {**overrides, 'resilience': replace(own, back_pressure=back_pressure)}
+
+    def loader(self) -> DataLoader[Any]:
         """A loader of its own for each lane: a connection is never shared between threads."""
         return self._client.make_loader(self._connection, self._overrides)
 
-    @property
-    def _overrides(self) -> dict[str, Any]:
-        overrides = dict(self._loader_config or {})
-        if self._config.back_pressure_config is not None:
-            _, connection = self._client.connection_settings(self._connection, overrides)
-            own = ResilienceConfig.from_config(connection.get('resilience'))
-            overrides['resilience'] = replace(own, back_pressure=self._config.back_pressure_config)
-        return overrides
-
     def run(self, plan: Plan) -> Iterator[LoadResult]:
-        """Results as they come; ends when nothing is left."""
+        """Results as they come; ends when nothing is left, or when it is to stop."""
         if not plan.ranges:
-            return
+            return iter(())
         todo = RangeQueue(plan.ranges, self._config.partition_size)
-        if self._config.executor is not None:
-            connection = self._client.connection_settings(self._connection, self._overrides)
-            # An event does not travel; whoever closes the iterator stops the tasks.
-            spec = replace(self.spec, settings=replace(self.spec.settings, stop=None))
-            task = RemoteTask(self._client.settings(), *connection, self._client.label_manager, spec)
-            yield from run_remotely(self._config.executor, task, self._config, todo, self._progress)
-            return
-        results: queue.SimpleQueue[LoadResult | BaseException | None] = queue.SimpleQueue()
-        failed: list[_Failed] = []
-        threads = [
-            threading.Thread(target=self._lane, args=(n, todo, failed, results), name=f'amp-lane-{n}', daemon=True)
-            for n in range(self._config.num_workers)
-        ]
-        for thread in threads:
-            thread.start()
-        try:
-            running = len(threads)
-            while running:
-                result = results.get()
-                if result is None:
-                    running -= 1
-                elif isinstance(result, BaseException):
-                    raise result
-                else:
-                    yield result
-            for left in failed:
-                yield _last_word(left)
-        finally:
-            self._stop.set()
-            for thread in threads:
-                thread.join()
-
-    def _lane(
-        self,
-        number: int,
-        todo: RangeQueue,
-        failed: list[_Failed],
-        results: queue.SimpleQueue[LoadResult | BaseException | None],
-    ) -> None:
-        try:
-            self._work(number, todo, failed, results)
-        except PartitionError as error:
-            results.put(error)
-        except DestinationError as error:
-            # It has nothing in hand: what happens to a partition is told as its own error.
-            if not self._may_leave(number, error):
-                results.put(error)
-        except BaseException as error:  # noqa: BLE001 - told to the consumer, in whose thread it is raised
-            results.put(error)
-        finally:
-            with self._lock:
-                self._at_work.discard(number)
-            results.put(None)
-
-    def _work(
-        self,
-        number: int,
-        todo: RangeQueue,
-        failed: list[_Failed],
-        results: queue.SimpleQueue[LoadResult | BaseException | None],
-    ) -> None:
-        with self.loader() as loader:
-            lane = Lane(self._client, loader, self.spec, number, self._opening)
-            while not self._stop.is_set() and (task := self._take(todo, failed, number)) is not None:
-                self._progress.began(task.partition)
-                try:
-                    with self._in_hand(number, task.partition):
-                        result = lane.run(task.partition)
-                except PartitionError as error:
-                    if error.hopeless:
-                        raise
-                    logger.info('%s', error)
-                    if error.shut_out and self._may_leave(
-                        number, error, partial(failed.append, replace(task, lane=None))
-                    ):
-                        self._progress.ended(task.partition, loaded=False, for_good=False)
-                        return
-                    self._give_back(failed, task, error, number, results)
-                    continue
-                self._progress.ended(task.partition, loaded=True)
-                with self._lock:
-                    todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)
-                results.put(result)
-
-    @contextmanager
-    def _in_hand(self, number: int, partition: QueryPartition) -> Iterator[None]:
-        spec = self.spec
-        emit(Working(spec.table, spec.stream, spec.network, number, partition.start_block, partition.end_block - 1))
-        try:
-            yield
-        finally:
-            emit(Working(spec.table, spec.stream, spec.network, number, None, None))
-
-    def _may_leave(self, number: int, error: AmpError, hand_over: Callable[[], object] = lambda: None) -> bool:
-        """True for a worker that the destination does not let in, while there are others: they do its part."""
-        with self._lock:
-            if self._at_work <= {number}:
-                return False
-            self._at_work.discard(number)
-            hand_over()
-            left = len(self._at_work)
-        logger.warning('worker %d of %d ends, %d go on: %s', number + 1, self._config.num_workers, left, error)
-        return True
-
-    def _take(self, todo: RangeQueue, failed: list[_Failed], lane: int) -> _Failed | None:
-        with self._lock:
-            for task in failed:
-                if task.tries < _MOST_LANES_A_PARTITION and task.lane in {None, lane}:
-                    failed.remove(task)
-                    return task
-            partition = todo.take(self.spec.block_column)
-            if partition is None:
-                self._at_work.discard(lane)
-        return None if partition is None else _Failed(partition, 0, None)
-
-    def _give_back(
-        self,
-        failed: list[_Failed],
-        task: _Failed,
-        error: PartitionError,
-        lane: int,
-        results: queue.SimpleQueue[LoadResult | BaseException | None],
-    ) -> None:
-        """Another lane may try it; when only this one can know whether it is there, this one alone."""
-        tries = task.tries + 1
-        for_good = tries >= _MOST_LANES_A_PARTITION or self._config.stop_on_error
-        self._progress.ended(task.partition, loaded=False, for_good=for_good)
-        if for_good:
-            if error.result is not None:
-                results.put(error.result)
-            return
-        with self._lock:
-            failed.append(_Failed(task.partition, tries, lane if error.in_doubt else None))
-
-
-def _last_word(left: _Failed) -> LoadResult:
-    metadata = {'operation': 'load_partition', **left.partition.metadata}
-    return LoadResult(0, 0.0, 0.0, '', '', False, error='no worker was left to try it again', metadata=metadata)
+        executor = self._config.executor
+        if executor is None:
+            return ThreadLanes(self._client, self.loader, self.spec, self._config, todo, self._progress).run()
+        loader = self._client.connection_settings(self._connection, self._overrides)
+        # An event does not travel: the tasks that are out end by themselves.
+        spec = replace(self.spec, settings=replace(self.spec.settings, stop=None))
+        task = RemoteTask(self._client.settings(), *loader, self._client.label_manager, spec)
+        return RemoteLanes(executor, task, self._config, todo, self._progress, self.spec.settings.stop).run()

@@ -9,10 +9,12 @@ waits for the commit or cuts it off, and then says whether the partition is ther
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from amp.backfill.split import Splittable
@@ -32,6 +34,7 @@ from amp.loaders.settings import StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
 from amp.loaders.types import LoadResult
 from amp.loaders.unit import Claim, StreamJob, Unit
+from amp.streaming.iterator import END, StreamingResultIterator
 from amp.streaming.ledger import MAX_COUNTER, StreamKey, StreamState, transaction_id
 from amp.streaming.machine import batch_id
 from amp.streaming.parallel import QueryPartition, lane_name, missing
@@ -42,11 +45,16 @@ if TYPE_CHECKING:
     from amp.client import Client
     from amp.loaders.base import DataLoader
 
-__all__ = ['Lane', 'LaneSpec', 'PartitionError']
+__all__ = ['Lane', 'LaneSpec', 'PartitionError', 'Stopped']
 
 logger = logging.getLogger('amp.backfill')
 
 RETRY = RetryConfig(max_retries=5, initial_backoff_ms=200, max_backoff_ms=10_000)
+_LOOK_UP = 0.2  # seconds between two looks whether to stop
+
+
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """The lane was told to stop: the unit in hand is rolled back, and whoever told it knows."""
 
 
 class PartitionError(LoadError):
@@ -89,7 +97,10 @@ class LaneSpec:
 
 
 class Lane:
-    """A lane at work. `opening` is held while the lane is taken or the table made."""
+    """A lane at work. `opening` is held while the lane is taken or the table made; `stop` ends it from any thread.
+
+    Close it: the answer to a query that it sent ahead may be under way.
+    """
 
     def __init__(
         self,
@@ -98,12 +109,14 @@ class Lane:
         spec: LaneSpec,
         number: int,
         opening: AbstractContextManager[Any] | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         self.number = number
         self._client = client
         self._loader = loader
         self._spec = spec
         self._opening = opening or nullcontext()
+        self._stop = stop or threading.Event()
         self._key = StreamKey(spec.table, lane_name(spec.stream, number))
         self._job = StreamJob(self._key, options=dict(spec.options))
         self._shape = loader.shape(spec.settings.column_types, spec.settings.label_config)
@@ -118,6 +131,14 @@ class Lane:
         self._prepared = False
         self._labels: str | None = None
         self._has_begun = False
+        self._asked: tuple[QueryPartition, StreamingResultIterator] | None = None
+
+    def close(self) -> None:
+        """Drop what was asked for and not taken."""
+        if self._asked is not None:
+            _, responses = self._asked
+            self._asked = None
+            responses.close()
 
     def open(self) -> StreamState:
         """Take the lane: a new epoch, the truth of what it has done."""
@@ -129,24 +150,34 @@ class Lane:
         self._counter = 0
         return self._state
 
-    def run(self, partition: QueryPartition) -> LoadResult:
-        """Land a partition, unless it is there. Raises PartitionError when it failed for good."""
+    def run(self, partition: QueryPartition, ahead: Callable[[], QueryPartition | None] = lambda: None) -> LoadResult:
+        """Land a partition, unless it is there. Raises PartitionError when it failed for good, Stopped.
+
+        `ahead` is called when all rows have come: the query of the partition that it gives is sent while they are
+        committed, so that its answer is under way when it is its turn.
+        """
         backoff = ExponentialBackoff(self._spec.retry)
         while True:
             try:
+                if self._state is None:
+                    self._ask(partition)
                 if self._in_doubt or self._counter > MAX_COUNTER:
                     self.open()
                 if self._is_done(partition):
                     return self._result(partition, 0, 0.0, skipped=True)
-                return self._load(partition)
+                return self._load(partition, ahead)
+            except Stopped:
+                raise
             except Exception as error:
+                # Of any class: every driver has its own, and `_may_help` knows which of them pass. None is dropped.
                 self._in_doubt |= not isinstance(error, SourceError)
                 delay = backoff.next_delay() if self._may_help(error) else None
                 if delay is None:
                     raise self._failed(partition, error) from error
                 logger.info('%s: trying blocks %s again in %.1f s: %s', self._key.name, _shown(partition), delay, error)
                 emit(Retrying(self._key.name, ErrorClassifier.classify(error).value, backoff.attempt, delay, error))
-                time.sleep(delay)
+                if self._stop.wait(delay):
+                    raise Stopped from error
 
     def _may_help(self, error: Exception) -> bool:
         if isinstance(error, StaleEpochError):
@@ -165,13 +196,33 @@ class Lane:
             raise AssertionError('a lane is open here')
         return self._state
 
-    def _load(self, partition: QueryPartition) -> LoadResult:
+    def _ask(self, partition: QueryPartition) -> StreamingResultIterator:
+        """The answer for a partition, on its way; the one that was asked for before, when it is that."""
+        if self._asked is not None and self._asked[0] == partition:
+            return self._asked[1]
+        self.close()
+        sql = self._split.of(partition.start_block, partition.end_block)
+        responses = self._client.sql(sql).responses(streaming=False)
+        responses.start()
+        self._asked = partition, responses
+        return responses
+
+    def _answers(self, responses: StreamingResultIterator) -> Iterator[Any]:
+        """What comes; looks up now and then whether to stop, for a server may be silent as long as it likes."""
+        while (response := responses.get(_LOOK_UP)) is not END:
+            if self._stop.is_set():
+                raise Stopped
+            if response is not None:
+                yield response
+
+    def _load(self, partition: QueryPartition, ahead: Callable[[], QueryPartition | None]) -> LoadResult:
         started = time.perf_counter()
         done = BlockRange(self._spec.network, partition.start_block, partition.end_block - 1)
         tx_id = transaction_id(self._opened.number, self._opened.epoch, self._counter)
-        sql = self._split.of(partition.start_block, partition.end_block)
         self._loader.attempts.before()
-        with closing(self._client.sql(sql).responses(streaming=False)) as responses:
+        asked, self._asked = self._ask(partition), None
+        with closing(asked):
+            responses = self._answers(asked)
             first = next(responses)
             self._prepare(first.data)
             # An id is never used twice, also when its unit fails.
@@ -179,26 +230,26 @@ class Lane:
             unit = self._destination.begin(self._job, self._opened, tx_id, None)
             self._has_begun = True
             try:
-                rows, nbytes = self._write(unit, iter([first]), tx_id, done)
-                more, more_bytes = self._write(unit, responses, tx_id, done)
+                rows, nbytes = self._write(unit, chain([first], responses), tx_id, done)
                 state = self._labelled(self._opened.fill(tx_id, done, final=done.end <= self._final_end))
+                if (following := ahead()) is not None:
+                    self._ask(following)
                 reached('lane.before_commit')
                 unit.commit(state)
                 reached('lane.committed')
             except BaseException:
+                # A signal too: no unit is left open, whatever ends it.
                 unit.rollback()
                 raise
         self._state = state
         self._loader.attempts.succeeded()
         seconds = time.perf_counter() - started
+        self._tell(partition, rows, nbytes, seconds)
+        return self._result(partition, rows, seconds, nbytes=nbytes)
+
+    def _tell(self, partition: QueryPartition, rows: int, nbytes: int, seconds: float) -> None:
         blocks = partition.end_block - partition.start_block
-        loaded = rows + more
-        emit(
-            Committed(
-                self._loader.name, self._key.table, self._spec.stream, loaded, nbytes + more_bytes, seconds, blocks
-            )
-        )
-        return self._result(partition, loaded, seconds)
+        emit(Committed(self._loader.name, self._key.table, self._spec.stream, rows, nbytes, seconds, blocks))
 
     def _write(self, unit: Unit, responses: Iterator[Any], tx_id: int, done: BlockRange) -> tuple[int, int]:
         rows = nbytes = 0
@@ -247,7 +298,14 @@ class Lane:
         )
 
     def _result(
-        self, partition: QueryPartition, rows: int, seconds: float, *, skipped: bool = False, error: str | None = None
+        self,
+        partition: QueryPartition,
+        rows: int,
+        seconds: float,
+        *,
+        nbytes: int = 0,
+        skipped: bool = False,
+        error: str | None = None,
     ) -> LoadResult:
         metadata = {
             'operation': 'load_partition',
@@ -255,6 +313,7 @@ class Lane:
             'lane': self.number,
             'stream': self._spec.stream,
             'blocks': partition.end_block - partition.start_block,
+            'bytes': nbytes,
             'skipped': skipped,
             'guarantee': self._loader.guarantee,
         }

@@ -29,7 +29,7 @@ END: Final = End.END
 class StreamingResultIterator:
     """The batches of `batches`, read ahead by a thread while at most `max_bytes` are queued.
 
-    One batch always fits, however large it is. The thread starts with the first `get` or `next`. What the source
+    One batch always fits, however large it is. The thread starts with `start`, or the first `get` or `next`. What the source
     raises is raised here, after the batches that came before it. `cancel` must make a blocked source return, from
     any thread; `close` calls it and joins the thread. Use it as a context manager, or close it.
     """
@@ -59,12 +59,21 @@ class StreamingResultIterator:
         """True when a batch is waiting already: the source is ahead of the consumer."""
         return bool(self._queue)
 
+    def start(self) -> None:
+        """Begin to read: what is asked for is under way before the first `get`. Harmless when it has begun."""
+        with self._changed:
+            if self._thread is None and not self._closed:
+                thread = threading.Thread(target=self._read, name='amp-reader', daemon=True)
+                thread.start()
+                # Only now: a signal may come while it starts, and a thread that has not started cannot be joined.
+                self._thread = thread
+
     def get(self, timeout: float | None = None) -> ResponseBatch | Literal[End.END] | None:
         """The next batch; `END` after the last (and after `close`); None when `timeout` seconds pass without one.
 
         Raises what the source raised, each time it is asked again.
         """
-        self._start()
+        self.start()
         with self._changed:
             if not self._queue and not self._finished and not self._closed:
                 self._changed.wait_for(lambda: self._queue or self._finished or self._closed, timeout)
@@ -111,14 +120,6 @@ class StreamingResultIterator:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _start(self) -> None:
-        with self._changed:
-            if self._thread is None and not self._closed:
-                thread = threading.Thread(target=self._read, name='amp-reader', daemon=True)
-                thread.start()
-                # Only now: a signal may come while it starts, and a thread that has not started cannot be joined.
-                self._thread = thread
 
     def _read(self) -> None:
         error: BaseException | None = None
