@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -14,11 +12,12 @@ import pyarrow as pa
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
-from amp.loaders.lmdb.catalog import FIRST_STREAM_ID, TableRecord, database_names
+from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit
+from amp.loaders.lmdb.catalog import TableRecord, database_names
 from amp.loaders.lmdb.environment import Environment
 from amp.loaders.lmdb.layout import Layout
 from amp.loaders.lmdb.table import Table
-from amp.loaders.lmdb.unit import Store, StreamTarget, Write
+from amp.loaders.lmdb.unit import Store, Write
 from amp.loaders.points import reached
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.stored_rows import between, ids_of_streams, user_schema
@@ -60,7 +59,7 @@ class LMDBConfig:
             )
 
 
-class LMDBLoader(DataLoader[LMDBConfig]):
+class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
     """Loads into an LMDB environment: append, overwrite, upsert by key, exactly-once streams, `read` and `scan`."""
 
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
@@ -70,11 +69,6 @@ class LMDBLoader(DataLoader[LMDBConfig]):
     URL_PATH_KEY: ClassVar[str | None] = 'db_path'
 
     _store: Store | None = None
-
-    def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:
-        super().__init__(config, label_manager)
-        # A load belongs to the thread that runs it: threads may share a loader.
-        self._loads = threading.local()
 
     def _get_required_config_fields(self) -> list[str]:
         return ['db_path']
@@ -122,17 +116,13 @@ class LMDBLoader(DataLoader[LMDBConfig]):
 
     # Plain loads
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        load = self._loads.current = _Load(self)
-        try:
-            yield
-            load.commit()
-        except BaseException:
-            load.cancel()
-            raise
-        finally:
-            self._loads.current = None
+    def _new_write(self, table_name: str, mode: LoadMode, key_columns: tuple[str, ...], *, clear: bool) -> Write:
+        return Write(self.store, table_name, mode, key_columns, clear=clear)
+
+    def _drop_unwritten(self, table_name: str) -> None:
+        record = self._record(table_name)
+        if record is not None and record.layout is None:
+            self.drop_table(table_name)
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
         store = self.store
@@ -153,9 +143,8 @@ class LMDBLoader(DataLoader[LMDBConfig]):
                 catalog.save_table(table_name, _with_columns(record, stamps, store.layout))
             return False
 
-        load = getattr(self._loads, 'current', None)
-        if self._needs_creating(schema, table_name) and store.environment.write(act) and load is not None:
-            load.created = table_name
+        if self._needs_creating(schema, table_name) and store.environment.write(act):
+            self._made_table(table_name)
 
     def _needs_creating(self, schema: pa.Schema, table_name: str) -> bool:
         record = self._record(table_name)
@@ -176,27 +165,6 @@ class LMDBLoader(DataLoader[LMDBConfig]):
                 catalog.save_table(table_name, _with_columns(record, new, store.layout))
 
         store.environment.write(act)
-
-    def _clear_table(self, table_name: str) -> None:
-        load = getattr(self._loads, 'current', None)
-        if load is not None:
-            load.clear = True
-            return
-        write = Write(self.store, table_name, LoadMode.APPEND, (), clear=True)
-        write.commit()
-
-    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
-        mode, keys = kwargs.get('mode', LoadMode.APPEND), tuple(kwargs.get('key_columns') or ())
-        rows: int = self._loads.current.write(table_name, mode, keys).add(batch)
-        return rows
-
-    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
-        rows = 0
-        for batch in reader:
-            rows += self._load_batch_impl(batch, table_name, **kwargs)
-        # Also without rows: an overwrite clears, and the modes and keys are checked.
-        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
-        return rows + self._load_batch_impl(empty, table_name, **kwargs)
 
     # Looking
 
@@ -324,61 +292,11 @@ class LMDBLoader(DataLoader[LMDBConfig]):
         reached('open.taken')
         return state
 
-    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _LMDBUnit:
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> WriteUnit:
         """Open a unit; nothing is locked before it has to be written."""
         del first_id
-        return _LMDBUnit(self.store, job, state, undo)
-
-
-class _LMDBUnit:
-    """One unit of a stream."""
-
-    def __init__(self, store: Store, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
         target = StreamTarget(job.key, state, undo)
-        self._write = Write(store, job.key.table, job.mode, job.key_columns, target)
-
-    @property
-    def rows_undone(self) -> int:
-        """Rows that the undo took away; known once it is committed."""
-        return self._write.rows_undone
-
-    def write(self, batch: pa.RecordBatch) -> int:
-        return self._write.add(batch)
-
-    def commit(self, state: StreamState) -> None:
-        self._write.commit(state)
-
-    def rollback(self) -> None:
-        self._write.cancel()
-
-
-class _Load:
-    """A plain load: everything between the beginning and the end of its transaction."""
-
-    def __init__(self, loader: LMDBLoader) -> None:
-        self._loader = loader
-        self._write: Write | None = None
-        self.clear = False
-        self.created: str | None = None
-
-    def write(self, table: str, mode: LoadMode, key_columns: tuple[str, ...]) -> Write:
-        """The unit, made with its first batch."""
-        if self._write is None:
-            self._write = Write(self._loader.store, table, mode, key_columns, clear=self.clear)
-        return self._write
-
-    def commit(self) -> None:
-        if self._write is not None:
-            self._write.commit()
-
-    def cancel(self) -> None:
-        """Take back what was written, and the table if it was made for it and nobody else has used it."""
-        if self._write is not None:
-            self._write.cancel()
-        if self.created is not None:
-            record = self._loader._record(self.created)
-            if record is not None and record.layout is None:
-                self._loader.drop_table(self.created)
+        return WriteUnit(Write(self.store, job.key.table, job.mode, job.key_columns, target))
 
 
 def _with_columns(record: TableRecord, fields: Sequence[pa.Field[Any]], layout: Layout) -> TableRecord:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -13,14 +12,15 @@ import pyarrow as pa
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
+from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit
 from amp.loaders.redis.connect import Place, Server
 from amp.loaders.redis.layout import DEFAULT_PATTERN, Layout
 from amp.loaders.redis.reader import Reader
 from amp.loaders.redis.resp import Commands
-from amp.loaders.redis.store import COLLECTIONS, FIRST_STREAM_ID, Store, TableRecord, is_dead
+from amp.loaders.redis.store import COLLECTIONS, Store, TableRecord
 from amp.loaders.redis.streams import drop_table, sweep_load, take_stream
 from amp.loaders.redis.table import Table
-from amp.loaders.redis.unit import StreamTarget, Write
+from amp.loaders.redis.unit import Write
 from amp.loaders.redis.url import config_of_url
 from amp.loaders.stamps import STAMP_COLUMNS, TX_ID, without_stamps
 from amp.loaders.stored_rows import between, ids_of_streams, user_schema
@@ -68,7 +68,7 @@ class RedisConfig:
                 raise ConfigError(f'{name}={value!r} is not a number above zero')
 
 
-class RedisLoader(DataLoader[RedisConfig]):
+class RedisLoader(Gathering, DataLoader[RedisConfig]):
     """Loads into Redis: append, overwrite, upsert by key, exactly-once streams, `read` and `scan`."""
 
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
@@ -82,8 +82,6 @@ class RedisLoader(DataLoader[RedisConfig]):
         if 'url' in config:
             config = {**config_of_url(str(config['url'])), **{key: config[key] for key in config if key != 'url'}}
         super().__init__(config, label_manager)
-        # A load belongs to the thread that runs it: threads may share a loader.
-        self._loads = threading.local()
 
     def _get_required_config_fields(self) -> list[str]:
         return ['host']
@@ -153,17 +151,16 @@ class RedisLoader(DataLoader[RedisConfig]):
 
     # Plain loads
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        load = self._loads.current = _Load(self)
-        try:
-            yield
-            load.commit()
-        except BaseException:
-            load.cancel()
-            raise
-        finally:
-            self._loads.current = None
+    def _new_write(self, table_name: str, mode: LoadMode, key_columns: tuple[str, ...], *, clear: bool) -> Write:
+        mode = LoadMode.APPEND if mode is LoadMode.OVERWRITE else mode
+        return Write(self.store, table_name, self.layout, mode, key_columns, clear=clear)
+
+    def _drop_unwritten(self, table_name: str) -> None:
+        # The first error is the one to tell.
+        with suppress(DestinationError):
+            record = self.store.table(table_name) if self._store is not None else None
+            if record is not None and record.key is None:
+                self.drop_table(table_name)
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
         store, layout = self.store, self.layout
@@ -173,10 +170,8 @@ class RedisLoader(DataLoader[RedisConfig]):
         landed = _landed(schema)
         layout.check(schema, table_name)
         stored = store.own('table', table_name)
-        load = getattr(self._loads, 'current', None)
         if store.read('SET', stored, TableRecord(landed, layout.structure).to_json(), 'NX'):
-            if load is not None:
-                load.created = table_name
+            self._made_table(table_name)
             return
         # The table may be older than its first stream.
         stamps = [landed.field(name) for name in STAMP_COLUMNS if name in landed.names]
@@ -206,29 +201,9 @@ class RedisLoader(DataLoader[RedisConfig]):
                 if wire.transact(commands):
                     return
 
-    def _clear_table(self, table_name: str) -> None:
-        load = getattr(self._loads, 'current', None)
-        if load is not None:
-            load.clear = True
-            return
-        Write(self.store, table_name, self.layout, LoadMode.APPEND, (), clear=True).commit()
-
-    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
-        mode, keys = kwargs.get('mode', LoadMode.APPEND), tuple(kwargs.get('key_columns') or ())
-        rows: int = self._loads.current.write(table_name, mode, keys).add(batch)
-        return rows
-
-    def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
-        rows = 0
-        for batch in reader:
-            rows += self._load_batch_impl(batch, table_name, **kwargs)
-        # Also without rows: an overwrite clears.
-        empty = pa.RecordBatch.from_pylist([], schema=reader.schema)
-        return rows + self._load_batch_impl(empty, table_name, **kwargs)
-
     def _sweep_the_dead(self, table_name: str) -> None:
         for load, whose in self.store.loading(table_name).items():
-            if is_dead(whose):
+            if whose.is_dead:
                 sweep_load(self.store, table_name, self.layout, load)
 
     # Looking
@@ -323,74 +298,11 @@ class RedisLoader(DataLoader[RedisConfig]):
         """Take a new epoch of the stream, take away what it never finished, and read what is committed."""
         return take_stream(self.store, self.layout, key, claim, after)
 
-    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> _RedisUnit:
+    def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> WriteUnit:
         """Open a unit; nothing is written before it has to be."""
         del first_id
-        return _RedisUnit(self.store, self.layout, job, state, undo)
-
-
-class _RedisUnit:
-    """One unit of a stream."""
-
-    def __init__(self, store: Store, layout: Layout, job: StreamJob, state: StreamState, undo: Undo | None) -> None:
         target = StreamTarget(job.key, state, undo)
-        self._write = Write(store, job.key.table, layout, job.mode, job.key_columns, target)
-
-    @property
-    def rows_undone(self) -> int:
-        """Rows that the undo took away; known once it is committed."""
-        return self._write.rows_undone
-
-    def write(self, batch: pa.RecordBatch) -> int:
-        return self._write.add(batch)
-
-    def commit(self, state: StreamState) -> None:
-        self._write.commit(state)
-
-    def rollback(self) -> None:
-        self._write.cancel()
-
-
-class _Load:
-    """A plain load: everything between the beginning and the end of its transaction."""
-
-    def __init__(self, loader: RedisLoader) -> None:
-        self._loader = loader
-        self._write: Write | None = None
-        self.clear = False
-        self.created: str | None = None
-
-    def write(self, table: str, mode: LoadMode, key_columns: tuple[str, ...]) -> Write:
-        """The unit, made with its first batch."""
-        if self._write is None:
-            loader = self._loader
-            if mode is LoadMode.OVERWRITE:
-                mode = LoadMode.APPEND
-            self._write = Write(loader.store, table, loader.layout, mode, key_columns, clear=self.clear)
-        return self._write
-
-    def commit(self) -> None:
-        if self._write is not None:
-            self._write.commit()
-
-    def cancel(self) -> None:
-        """Take back what was written, and the table if it was made for it and nobody else has used it."""
-        if self._write is not None:
-            self._write.cancel()
-        if self.created is not None and self._loader._store is not None:
-            with _quietly():
-                record = self._loader.store.table(self.created)
-                if record is not None and record.key is None:
-                    self._loader.drop_table(self.created)
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """The first error is the one to tell."""
-    try:
-        yield
-    except DestinationError:
-        return
+        return WriteUnit(Write(self.store, job.key.table, self.layout, job.mode, job.key_columns, target))
 
 
 def _landed(schema: pa.Schema) -> pa.Schema:

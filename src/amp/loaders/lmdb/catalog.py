@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -18,18 +14,14 @@ from urllib.parse import quote
 import pyarrow as pa
 
 from amp.errors import ConfigError, IntegrityError
+from amp.loaders import keyed
+from amp.loaders.keyed import Writer, still_owned
 from amp.loaders.row_keys import KeySpec
-from amp.loaders.sql import stale_epoch
 from amp.loaders.unit import Claim, StreamInfo
-from amp.streaming.ledger import IdRun, StreamKey, StreamState
+from amp.streaming.ledger import IdRun, StreamKey
 
-__all__ = ['FIRST_STREAM_ID', 'Catalog', 'Intent', 'StreamRecord', 'TableRecord', 'database_names']
+__all__ = ['Catalog', 'Intent', 'StreamRecord', 'TableRecord', 'database_names']
 
-FIRST_STREAM_ID = 1 << 51
-"""Below this, ids are those of plain loads."""
-
-# Tells this process from an earlier one with the same number.
-_TOKEN = secrets.token_hex(8)
 _ID = struct.Struct('>Q')
 _LONGEST_NAME = 400
 
@@ -69,75 +61,30 @@ def _table_record(stored: bytes) -> TableRecord:
         raise IntegrityError(f'what is stored of a table does not parse: {head[:120]!r}') from error
 
 
-@dataclass(frozen=True)
-class StreamRecord:
-    """A stream: its number and epoch, who has it, and its state as one document."""
+@dataclass(frozen=True, kw_only=True)
+class StreamRecord(keyed.StreamRecord):
+    """A stream, with what it is called: the key in the database may be a hash of it."""
 
-    number: int
-    epoch: int
-    claim: Claim
     key: StreamKey
-    document: str | None = None
-    committed_at: str | None = None
-
-    def state(self) -> StreamState:
-        """What is committed."""
-        return StreamState.from_json(self.number, self.epoch, self.document)
-
-    def taken_by(self, claim: Claim) -> StreamRecord:
-        """With a new epoch, for another process."""
-        claim = Claim(claim.owner, claim.taken_at, claim.query or self.claim.query)
-        return replace(self, epoch=self.epoch + 1, claim=claim)
-
-    def with_state(self, state: StreamState, *, committed: bool) -> StreamRecord:
-        """With what is committed now."""
-        now = datetime.now(UTC).isoformat(timespec='milliseconds') if committed else self.committed_at
-        return replace(self, document=state.to_json(), committed_at=now)
-
-    def to_bytes(self) -> bytes:
-        """As it is stored."""
-        return json.dumps(asdict(self), separators=(',', ':')).encode()
 
     @classmethod
-    def from_bytes(cls, stored: bytes) -> StreamRecord:
+    def from_json(cls, stored: bytes) -> StreamRecord:
         """From what is stored. Raises IntegrityError."""
-        try:
-            told: dict[str, Any] = json.loads(stored)
-            told |= {'claim': Claim(**told['claim']), 'key': StreamKey(*told['key'])}
-            return cls(**told)
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f'what is stored of a stream does not parse: {stored[:120]!r}') from error
+        record = super().from_json(stored)
+        return replace(record, key=StreamKey(*record.key))
 
 
-@dataclass(frozen=True)
-class Intent:
+@dataclass(frozen=True, kw_only=True)
+class Intent(Writer):
     """Ids whose rows are being written in several commits: hidden until the last one."""
 
     table: str
     run: IdRun
-    host: str
-    process: int
-    token: str
 
     @classmethod
-    def ours(cls, table: str, run: IdRun) -> Intent:
+    def of(cls, table: str, run: IdRun) -> Intent:
         """Of this process."""
-        return cls(table, run, socket.gethostname(), os.getpid(), _TOKEN)
-
-    @property
-    def is_dead(self) -> bool:
-        """True when its process was on this machine and is gone."""
-        if self.host != socket.gethostname() or self.token == _TOKEN:
-            return False
-        if self.process == os.getpid():
-            return True
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
+        return cls(**asdict(Writer.ours()), table=table, run=run)
 
 
 class Catalog:
@@ -165,38 +112,28 @@ class Catalog:
 
     def streams(self) -> list[StreamInfo]:
         """Every stream, by number."""
-        found = [StreamRecord.from_bytes(stored) for stored in self._under(self._key('stream'))]
-        return [
-            StreamInfo(record.key, record.state(), record.claim, record.committed_at)
-            for record in sorted(found, key=lambda record: record.number)
-        ]
+        found = [StreamRecord.from_json(stored) for stored in self._under(self._key('stream'))]
+        return [record.info(record.key) for record in sorted(found, key=lambda record: record.number)]
 
     def stream(self, key: StreamKey) -> StreamRecord | None:
         """The record of a stream; None when it is new."""
         stored = self._get(self._key('stream', json.dumps(key)))
-        return None if stored is None else StreamRecord.from_bytes(stored)
+        return None if stored is None else StreamRecord.from_json(stored)
 
     def own_stream(self, key: StreamKey, epoch: int) -> StreamRecord:
         """The record of a stream that must still have our epoch. Raises StaleEpochError."""
-        record = self.stream(key)
-        if record is None:
-            raise IntegrityError(f'the stream {key.name!r} of {key.table!r} is no longer known here')
-        if record.epoch != epoch:
-            raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
-        return record
+        return still_owned(self.stream(key), key, epoch)
 
     def save_stream(self, key: StreamKey, record: StreamRecord) -> None:
         """Write it."""
-        self._txn.put(self._key('stream', json.dumps(key)), record.to_bytes(), db=self._database)
+        self._txn.put(self._key('stream', json.dumps(key)), record.to_json().encode(), db=self._database)
 
     def take_stream(self, key: StreamKey, claim: Claim, after: int | None) -> StreamRecord:
         """Raise the epoch of a stream in favour of `claim`. Raises StaleEpochError when another had it after `after`."""
         found = self.stream(key)
         if found is None:
-            found = StreamRecord(self._next('streams'), 0, claim, key)
-        elif after is not None and found.epoch != after and found.claim.owner != claim.owner:
-            raise stale_epoch(key, after, found.epoch, found.claim.owner, found.claim.taken_at)
-        taken = found.taken_by(claim)
+            found = StreamRecord(number=self._next('streams'), epoch=0, claim=claim, key=key)
+        taken = found.taken_by(claim, key, after)
         self.save_stream(key, taken)
         return taken
 

@@ -9,13 +9,12 @@ from typing import Any
 import pyarrow as pa
 
 from amp.errors import ConfigError, SchemaError
+from amp.loaders import row_columns
 from amp.loaders.arrow_types import type_table
 from amp.loaders.json_text import plain
 from amp.loaders.lmdb.catalog import TableRecord
 from amp.loaders.lmdb.table import kept_schema
-from amp.loaders.row_columns import fitted
 from amp.loaders.row_keys import ROW, KeySpec
-from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
 
 __all__ = ['Layout', 'aligned']
@@ -89,23 +88,14 @@ class Layout:
 
 def aligned(batch: pa.RecordBatch, record: TableRecord, layout: Layout) -> pa.RecordBatch:
     """The batch in the columns of its table, without ids. Raises SchemaError for a column that does not fit."""
-    schema = kept_schema(record)
-    extra = [name for name in batch.schema.names if name not in schema.names and name != TX_ID]
-    if extra:
-        raise SchemaError(f'the rows have the column {extra[0]!r}, which the table lacks', column=extra[0])
     landed = layout.landed(batch.schema, record.layout)
-    columns: list[Any] = []
-    for field in schema:
-        at = batch.schema.get_field_index(field.name)
-        if at < 0:
-            columns.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        if record.layout == 'rows':
-            column: Any = type_table('lmdb').landing(batch.schema.field(at)).land(batch.column(at))
-        else:
-            column = plain(batch.column(at))
-        columns.append(fitted(column, field, landed.field(at).type))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def fitting(column: Any, field: pa.Field[Any]) -> tuple[Any, Any]:
+        by_row = record.layout == 'rows'
+        taken = type_table('lmdb').landing(field).land(column) if by_row else plain(column)
+        return taken, landed.field(field.name).type
+
+    return row_columns.aligned(batch, kept_schema(record), fitting)
 
 
 def _plain_type(field: pa.Field[Any]) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from amp.errors import AmpError, LoadError
+from amp.loaders.keyed import StreamTarget
 from amp.loaders.lmdb.catalog import Catalog, Intent, TableRecord, database_names
 from amp.loaders.lmdb.environment import Environment
 from amp.loaders.lmdb.layout import Layout, aligned
@@ -25,9 +26,9 @@ from amp.loaders.points import reached
 from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
-from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+from amp.streaming.ledger import IdRun, StreamState
 
-__all__ = ['Store', 'StreamTarget', 'Write']
+__all__ = ['Store', 'Write']
 
 # More would be slower, as LMDB takes fresh memory for every page of a transaction; but keys are all over the place, and
 # every commit writes all pages anew in which one of them lies.
@@ -75,15 +76,6 @@ class Store:
                 raise LoadError(f'the table {table!r} does not exist', table=table)
             longest = self.environment.longest_key
             yield Table(txn, Databases(*databases), table, record, longest), record, catalog.hidden(table)
-
-
-@dataclass(frozen=True)
-class StreamTarget:
-    """The stream that a write belongs to: what is committed before it, and what it takes back."""
-
-    key: StreamKey
-    state: StreamState
-    undo: Undo | None = None
 
 
 class Write:
@@ -196,7 +188,7 @@ class Write:
             load_id = intent.run.first if intent is not None else catalog.next_load()
         if not last and intent is None:
             run = IdRun(load_id, load_id) if self._stream is None else self._ids()
-            intent = Intent.ours(self._name, run)
+            intent = Intent.of(self._name, run)
             catalog.save_intent(intent)
         table = self._table(txn, databases, decided)
         numbers = dict(self._next_rows)

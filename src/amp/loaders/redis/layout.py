@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from amp.errors import ConfigError, SchemaError
+from amp.errors import ConfigError
+from amp.loaders import row_columns
 from amp.loaders.arrow_types import type_table
 from amp.loaders.redis.store import COLLECTIONS, TableRecord
-from amp.loaders.row_columns import fitted
 from amp.loaders.row_keys import KeySpec
-from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
 
 __all__ = ['DEFAULT_PATTERN', 'Layout', 'aligned']
@@ -80,16 +79,9 @@ def _collection_key(pattern: str | None, table: str) -> KeySpec:
 
 def aligned(batch: pa.RecordBatch, record: TableRecord) -> pa.RecordBatch:
     """The batch in the columns of its table, without ids. Raises SchemaError for a column that does not fit."""
-    schema = record.kept_schema
-    extra = [name for name in batch.schema.names if name not in schema.names and name != TX_ID]
-    if extra:
-        raise SchemaError(f'the rows have the column {extra[0]!r}, which the table lacks', column=extra[0])
-    columns: list[Any] = []
-    for field in schema:
-        at = batch.schema.get_field_index(field.name)
-        if at < 0:
-            columns.append(pa.nulls(batch.num_rows, field.type))
-            continue
-        landing = type_table('redis').landing(batch.schema.field(at))
-        columns.append(fitted(landing.land(batch.column(at)), field, landing.wire))
-    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+    def fitting(column: Any, field: pa.Field[Any]) -> tuple[Any, Any]:
+        landing = type_table('redis').landing(field)
+        return landing.land(column), landing.wire
+
+    return row_columns.aligned(batch, record.kept_schema, fitting)

@@ -19,33 +19,29 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import secrets
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
 import pyarrow as pa
 
 from amp.errors import IntegrityError, LoadError
+from amp.loaders import keyed
+from amp.loaders.keyed import Writer
 from amp.loaders.redis.connect import Server, Wire, explained
 from amp.loaders.redis.resp import unpacked
 from amp.loaders.row_keys import KeySpec
 from amp.loaders.stamps import TX_ID
-from amp.loaders.unit import Claim, StreamInfo
+from amp.loaders.unit import StreamInfo
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, stream_interval
 
-__all__ = ['COLLECTIONS', 'FIRST_STREAM_ID', 'Piece', 'Store', 'StreamRecord', 'TableRecord', 'covers', 'is_dead']
+__all__ = ['COLLECTIONS', 'Piece', 'Store', 'StreamRecord', 'TableRecord', 'covers']
 
-FIRST_STREAM_ID = 1 << 51
 COLLECTIONS = frozenset({'stream', 'set', 'sorted_set', 'list'})
 """Structures that keep all rows of a table under one key."""
 
-_TOKEN = secrets.token_hex(8)
 _PAGE = 512
 
 
@@ -87,15 +83,10 @@ class TableRecord:
             raise IntegrityError(f'what is stored of a table does not parse: {stored[:120]!r}') from error
 
 
-@dataclass(frozen=True)
-class StreamRecord:
+@dataclass(frozen=True, kw_only=True)
+class StreamRecord(keyed.StreamRecord):
     """A stream. `intent`: the first id of a unit that is not done; `clients`: connections that write it."""
 
-    number: int
-    epoch: int
-    claim: Claim
-    document: str | None = None
-    committed_at: str | None = None
     intent: int | None = None
     clients: list[int] = field(default_factory=list)
     run_id: str = ''
@@ -105,28 +96,10 @@ class StreamRecord:
         """Ids that no reader may see."""
         return [] if self.intent is None else [IdRun(self.intent, stream_interval(self.number).last)]
 
-    def state(self) -> StreamState:
-        """What is committed."""
-        return StreamState.from_json(self.number, self.epoch, self.document)
-
-    def done(self, state: StreamState) -> StreamRecord:
-        """With what is committed now."""
-        now = datetime.now(UTC).isoformat(timespec='milliseconds')
-        return replace(self, document=state.to_json(), committed_at=now, intent=None, clients=[])
-
-    def to_json(self) -> str:
-        """As it is stored."""
-        return json.dumps(asdict(self), separators=(',', ':'))
-
-    @classmethod
-    def from_json(cls, stored: bytes) -> StreamRecord:
-        """From what is stored. Raises IntegrityError."""
-        try:
-            told: dict[str, Any] = json.loads(stored)
-            told['claim'] = Claim(**told['claim'])
-            return cls(**told)
-        except (ValueError, TypeError, KeyError) as error:
-            raise IntegrityError(f'what is stored of a stream does not parse: {stored[:120]!r}') from error
+    def done(self, state: StreamState | None = None) -> StreamRecord:
+        """Without a unit that is not done; with what is committed now."""
+        record = self if state is None else self.with_state(state, committed=True)
+        return replace(record, intent=None, clients=[])
 
 
 @dataclass(frozen=True)
@@ -249,7 +222,7 @@ class Store:
         for key in sorted(self.numbers(), key=lambda key: key.name):
             record = self.stream(key)
             if record is not None:
-                found.append((record.number, StreamInfo(key, record.state(), record.claim, record.committed_at)))
+                found.append((record.number, record.info(key)))
         return [info for _, info in sorted(found, key=lambda pair: pair[0])]
 
     def hidden(self, table: str) -> list[IdRun]:
@@ -266,16 +239,11 @@ class Store:
         """A fresh id."""
         return int(self.read('INCR', '_amp:loads'))
 
-    @staticmethod
-    def whose() -> str:
-        """Who a load that is not done belongs to: this process."""
-        return json.dumps({'host': socket.gethostname(), 'process': os.getpid(), 'token': _TOKEN})
-
-    def loading(self, table: str) -> dict[int, bytes]:
-        """The loads into a table that are not done."""
+    def loading(self, table: str) -> dict[int, Writer]:
+        """The loads into a table that are not done, and whose they are."""
         with explained(self.server.place):
             stored = self.server.client.hgetall(self.own('loading', table))
-        return {int(load): whose for load, whose in stored.items()}
+        return {int(load): Writer(**json.loads(whose)) for load, whose in stored.items()}
 
     # Pieces
 
@@ -295,19 +263,3 @@ class Store:
         """The keys (in a collection: the members) of a piece, as an Arrow column; none when they have expired."""
         stored = self.read('GET', self.own('keys', table, piece.member))
         return pa.array([], pa.binary()) if stored is None else unpacked(stored)
-
-
-def is_dead(whose: bytes) -> bool:
-    """True when a load belongs to a process of this machine that is gone."""
-    told = json.loads(whose)
-    if told['host'] != socket.gethostname() or told['token'] == _TOKEN:
-        return False
-    if told['process'] == os.getpid():
-        return True
-    try:
-        os.kill(told['process'], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
-from amp.errors import DestinationError, IntegrityError
+from amp.errors import DestinationError
+from amp.loaders.keyed import still_owned
 from amp.loaders.points import reached
 from amp.loaders.redis.layout import Layout
 from amp.loaders.redis.resp import Commands
 from amp.loaders.redis.store import Store, StreamRecord
 from amp.loaders.redis.table import Table
-from amp.loaders.sql import stale_epoch
 from amp.loaders.unit import Claim
 from amp.streaming.ledger import IdRun, StreamKey, StreamState
 
@@ -23,12 +22,7 @@ _PIECES_AT_ONCE = 64
 
 def own_stream(store: Store, key: StreamKey, epoch: int) -> StreamRecord:
     """The record of a stream that must still have our epoch. Raises StaleEpochError."""
-    record = store.stream(key)
-    if record is None:
-        raise IntegrityError(f'the stream {key.name!r} of {key.table!r} is no longer known here')
-    if record.epoch != epoch:
-        raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
-    return record
+    return still_owned(store.stream(key), key, epoch)
 
 
 def take_stream(store: Store, layout: Layout, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
@@ -37,11 +31,8 @@ def take_stream(store: Store, layout: Layout, key: StreamKey, claim: Claim, afte
     for _ in range(MOST_TRIES):
         with store.wire(key.table) as wire:
             wire.call('WATCH', name)
-            found = store.stream(key) or StreamRecord(number, 0, claim)
-            if after is not None and found.epoch not in {0, after} and found.claim.owner != claim.owner:
-                raise stale_epoch(key, after, found.epoch, found.claim.owner, found.claim.taken_at)
-            query = claim.query or found.claim.query
-            taken = replace(found, epoch=found.epoch + 1, claim=Claim(claim.owner, claim.taken_at, query))
+            found = store.stream(key) or StreamRecord(number=number, epoch=0, claim=claim)
+            taken = found.taken_by(claim, key, after)
             commands = Commands()
             commands.call('SET', name, taken.to_json())
             if not wire.transact(commands):
@@ -79,7 +70,7 @@ def sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) 
         wire.call('WATCH', store.own('stream', *key))
         record = own_stream(store, key, epoch)
         commands = Commands()
-        commands.call('SET', store.own('stream', *key), replace(record, intent=None, clients=[]).to_json())
+        commands.call('SET', store.own('stream', *key), record.done().to_json())
         wire.transact(commands)
 
 

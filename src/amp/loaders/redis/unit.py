@@ -7,9 +7,10 @@ intent: whoever takes the stream cuts that connection before taking the rows awa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from amp.errors import AmpError, LoadError
+from amp.loaders.keyed import StreamTarget, Writer
 from amp.loaders.points import reached
 from amp.loaders.redis.connect import Bulk, Wire
 from amp.loaders.redis.layout import Layout, aligned
@@ -27,9 +29,9 @@ from amp.loaders.redis.table import Table
 from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
-from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
+from amp.streaming.ledger import IdRun, StreamState
 
-__all__ = ['StreamTarget', 'Write']
+__all__ = ['Write']
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
@@ -37,15 +39,6 @@ pc: Any = pyarrow.compute
 _SMALL = 16 << 20
 # An overwrite stays one transaction for longer: splitting it shows an empty table meanwhile.
 _SMALL_OVERWRITE = 256 << 20
-
-
-@dataclass(frozen=True)
-class StreamTarget:
-    """The stream that a write belongs to: what is committed before it, and what it takes back."""
-
-    key: StreamKey
-    state: StreamState
-    undo: Undo | None = None
 
 
 class Write:
@@ -247,14 +240,14 @@ class Write:
         listed = names.to_numpy(zero_copy_only=False).tolist()
         wire.call('WATCH', *listed)
         found = table.ids_of(wire, listed)
-        self._refuse_strangers(table, {at for at in found if at is not None})
+        self._refuse_strangers({at for at in found if at is not None})
         if self._stream is not None:
             commands.extend(
                 table.keep_replaced(names, found, Piece(numbering.tx_id, numbering.first_row, rows.num_rows))
             )
         commands.add(variadic(('UNLINK',), names))
 
-    def _refuse_strangers(self, table: Table, ids: Iterable[int]) -> None:
+    def _refuse_strangers(self, ids: Iterable[int]) -> None:
         for tx_id in ids:
             if not self._is_own(tx_id):
                 raise LoadError(
@@ -262,7 +255,6 @@ class Write:
                     hint='use another key_pattern',
                     table=self._name,
                 )
-        del table
 
     def _save(
         self,
@@ -282,12 +274,12 @@ class Write:
             else:
                 undo = self._stream.undo
                 kept = self._stream.state if undo is None else undo.state
-                saved = replace(stream, document=kept.to_json(), intent=self._first_id)
+                saved = replace(stream.with_state(kept, committed=False), intent=self._first_id)
                 if self._bulk is not None:
                     saved = replace(saved, clients=[self._bulk.client_id], run_id=self._store.server.run_id())
             commands.call('SET', own('stream', *self._stream.key), saved.to_json())
         elif not last:
-            commands.call('HSET', own('loading', self._name), self._first_id or 0, self._store.whose())
+            commands.call('HSET', own('loading', self._name), self._first_id or 0, json.dumps(asdict(Writer.ours())))
         elif self._is_split:
             commands.call('HDEL', own('loading', self._name), self._first_id or 0)
             final = IdRun(self._first_id or 0, self._first_id or 0)
