@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -15,6 +16,7 @@ import pytest
 from pydantic import BaseModel
 
 from amplify_db_utils import BadFilter, BadRecord, DuckDBParquetConfig, DuckDBParquetStore
+from tests.columnar_store.conftest import finish
 from tests.columnar_store.models import PARTITION_BY, Image, image
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
@@ -381,6 +383,50 @@ def test_results_are_read_side_by_side(joined: DuckDBParquetStore) -> None:
     three = joined.read('images')
     taken = [next(one), next(two), next(three), next(one), next(two), next(three)]
     assert len(taken) + len(list(one)) + len(list(two)) + len(list(three)) == 3 + 3 + 30
+
+
+INTERRUPTED = """
+import os, signal, threading, time
+import pyarrow as pa
+numbers = pa.array(range(500_000))
+store.create_table('t', pa.schema([('k', 'int64'), ('v', 'int64')]))
+store.write('t', pa.table({'k': numbers, 'v': numbers}))
+
+quiet = True
+def ring(*_):
+    if not quiet:
+        raise KeyboardInterrupt
+def bell():
+    while True:
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, ring)
+threading.Thread(target=bell, daemon=True).start()
+
+told = []
+for use in (
+    lambda: store.bulk_read('t', {'v': {'gte': 1000}}),
+    lambda: store.count('t', {'v': {'gte': 1000}}),
+    lambda: store.distinct_values('t', ['v']),
+    lambda: sum(1 for _ in store.join('t', 't', 'k')),
+):
+    for _ in range(4):
+        try:
+            try:
+                quiet = False
+                while True:
+                    use()
+            finally:
+                quiet = True
+        except BaseException as error:
+            told.append(type(error).__name__)
+assert store.count('t', {'v': {'lt': 1000}}) == 1000
+print(told)
+"""
+
+
+def test_an_interrupt_of_a_query_is_one(python: Callable[..., subprocess.Popen[str]]) -> None:
+    assert finish(python(INTERRUPTED)) == f'{["KeyboardInterrupt"] * 16}\n'
 
 
 @pytest.mark.parametrize(

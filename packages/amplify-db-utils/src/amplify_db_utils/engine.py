@@ -9,6 +9,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from amplify_db_utils.faults import interruptible
 from amplify_db_utils.pushdown import Pushdown
 from amplify_db_utils.scan import Scan
 
@@ -55,7 +56,7 @@ class Engine:
         self, query: str, scans: Sequence[Scan], stored: pa.Schema, declared: pa.Schema
     ) -> Iterator[pa.RecordBatch]:
         failures: list[Exception] = []
-        with self.cursor() as cursor:
+        with interruptible(), self.cursor() as cursor:
             for at, scan in enumerate(scans):
                 cursor.register(f'source_{at}', _reader(scan, failures))
             try:

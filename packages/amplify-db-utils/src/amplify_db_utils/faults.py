@@ -1,4 +1,4 @@
-"""What an error of a read or a write means: damage, a storage out of reach, or what it says itself."""
+"""What an error of a read or a write means: damage, a storage out of reach, an interrupt, or what it says itself."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import duckdb
 import pyarrow as pa
 
 from amplify_db_utils.errors import DamagedData, StorageUnavailable, StoreError
@@ -50,6 +51,22 @@ def reaching() -> Iterator[None]:
         if not _is_passing(error):
             raise
         raise StorageUnavailable(f'the storage does not answer for now, try again: {error}') from error
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """An interrupt of a DuckDB query on the main thread as KeyboardInterrupt.
+
+    The driver asks for signals while it waits, loses what their handler raises, and raises an error without a class;
+    what is raised while it asks for the rows of a stream it tells at the end of an error of its own, as Arrow does.
+    """
+    try:
+        yield
+    except (RuntimeError, duckdb.Error, OSError, pa.ArrowException) as error:
+        lost = type(error) is RuntimeError and str(error) == 'Query interrupted'
+        if lost or str(error).rstrip(': \n').endswith('KeyboardInterrupt'):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _is_passing(error: Exception) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from amplify_db_utils._arrow import Kind
 from amplify_db_utils.errors import DamagedData
-from amplify_db_utils.faults import damage
+from amplify_db_utils.faults import damage, interruptible
 from amplify_db_utils.filters import Condition
 from amplify_db_utils.pages import Checks
 from amplify_db_utils.scan import Scan
@@ -150,7 +150,8 @@ def _sql_type(kind: Kind) -> str | None:
 @contextmanager
 def _failures() -> Iterator[None]:
     try:
-        yield
+        with interruptible():
+            yield
     except (duckdb.OutOfMemoryException, duckdb.InterruptException):
         raise
     except duckdb.Error as error:

@@ -290,7 +290,7 @@ def _check_keys(table: str, current: list[str], wanted: list[str]) -> None:
         raise SchemaConflict(f'partition_by of table {table!r} is {current or None} for good, not {wanted or None}')
 
 
-def _check_columns(table: str, snapshot: Snapshot, columns: Sequence[str]) -> None:
+def _check_columns(table: str, snapshot: Snapshot, columns: Any) -> None:
     if isinstance(columns, str) or not isinstance(columns, Collection) or not columns:
         raise BadFilter(f'columns are a list of at least one name, not {columns!r}')
     unknown = [name for name in columns if name not in snapshot.schema.names]
