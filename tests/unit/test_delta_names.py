@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amp.errors import ConfigError, SchemaError
-from amp.loaders.delta.files import folder_name, name_of_folder
+from amp.loaders.deltalog.files import folder_name, name_of_folder
 from amp.loaders.digits import at_most_digits
 
 pytestmark = pytest.mark.unit

@@ -27,8 +27,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from amp.errors import DestinationError
-from amp.loaders.delta.files import Files
-from amp.loaders.delta.tables import arrow_schema
+from amp.loaders.deltalog.columns import arrow_schema
+from amp.loaders.deltalog.files import Files
 from amp.loaders.stamps import TX_ID
 from amp.streaming.ledger import IdRun
 

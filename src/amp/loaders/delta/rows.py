@@ -12,9 +12,10 @@ from deltalake import ColumnProperties, WriterProperties
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, type_table
+from amp.loaders.deltalog.columns import refuse_twins
 from amp.loaders.json_text import is_bytes, is_text
 
-__all__ = ['Fitting', 'newest_by_key', 'refuse_twins', 'table_schema', 'writer_properties']
+__all__ = ['Fitting', 'newest_by_key', 'table_schema', 'writer_properties']
 
 
 Column: TypeAlias = 'pa.Array[Any]'
@@ -42,15 +43,6 @@ def writer_properties(schema: pa.Schema) -> WriterProperties:
     return WriterProperties(
         compression='SNAPPY', column_properties={f.name: by_file for f in schema if is_bytes(f.type)}
     )
-
-
-def refuse_twins(schema: pa.Schema) -> None:
-    """Raises SchemaError for names that differ in case alone: Delta Lake takes them for one."""
-    seen: set[str] = set()
-    for name in schema.names:
-        if name.casefold() in seen:
-            raise SchemaError(f'two columns are named {name!r} (Delta Lake does not tell upper from lower case)')
-        seen.add(name.casefold())
 
 
 class Fitting:

@@ -11,22 +11,17 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from amp.errors import DestinationError, LoadError, SchemaError
-from amp.loaders.delta.errors import explained, uses_delta
-from amp.loaders.delta.files import Files, folder_name, joined, located
 from amp.loaders.delta.rows import table_schema
+from amp.loaders.deltalog.columns import arrow_schema
+from amp.loaders.deltalog.errors import explained, uses_delta
+from amp.loaders.deltalog.files import Files, folder_name, joined, located
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 
-__all__ = ['DeltaTables', 'arrow_schema', 'user_columns']
+__all__ = ['DeltaTables', 'user_columns']
 
 _MOST_TRIES = 50
 # Every column gets statistics, or the ids of a table with more than 32 would have none and prune nothing.
 _TABLE_PROPERTIES: Mapping[str, str | None] = {'delta.dataSkippingNumIndexedCols': '-1'}
-
-
-def arrow_schema(table: DeltaTable) -> pa.Schema:
-    """The columns of a table as Arrow has them."""
-    schema: Any = table.schema().to_arrow()
-    return pa.schema(schema)
 
 
 def user_columns(table: DeltaTable) -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow as pa
 from deltalake import DeltaTable, write_deltalake
 
-from amp.loaders.delta.errors import explained
-from amp.loaders.delta.log import StreamCommit
 from amp.loaders.delta.rows import Fitting, writer_properties
-from amp.loaders.delta.tables import arrow_schema
+from amp.loaders.deltalog.columns import arrow_schema
+from amp.loaders.deltalog.errors import explained
+from amp.loaders.deltalog.log import StreamCommit
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import in_runs, quote

@@ -21,12 +21,13 @@ from amp.config.urls import config_from_place
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.delta.compact import TARGET_SIZE, TIER_FILES, compact
-from amp.loaders.delta.errors import explained, is_transient, uses_delta
-from amp.loaders.delta.files import Files
-from amp.loaders.delta.log import FOLDER, DeltaLog, commit_properties
 from amp.loaders.delta.rows import Fitting, newest_by_key, writer_properties
-from amp.loaders.delta.tables import DeltaTables, arrow_schema, user_columns
+from amp.loaders.delta.tables import DeltaTables, user_columns
 from amp.loaders.delta.unit import DeltaUnit
+from amp.loaders.deltalog.columns import arrow_schema
+from amp.loaders.deltalog.errors import explained, is_transient, uses_delta
+from amp.loaders.deltalog.files import Files
+from amp.loaders.deltalog.log import FOLDER, DeltaLog, commit_properties
 from amp.loaders.feed import Feed
 from amp.loaders.sql import quote
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema

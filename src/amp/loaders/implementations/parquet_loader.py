@@ -17,8 +17,8 @@ from deltalake.transaction import AddAction
 from amp.config.urls import config_from_place
 from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.base import DataLoader
-from amp.loaders.delta.errors import is_transient
-from amp.loaders.delta.log import DeltaLog
+from amp.loaders.deltalog.errors import is_transient
+from amp.loaders.deltalog.log import DeltaLog
 from amp.loaders.feed import Feed
 from amp.loaders.parquet.errors import told
 from amp.loaders.parquet.rows import Fitting, write_files

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from amp.errors import AmpError, DestinationError, LoadError, SchemaError, redact
-from amp.loaders.delta.errors import DRIVER_ERRORS, sentence
+from amp.loaders.deltalog.errors import DRIVER_ERRORS, sentence
 from amplify_db_utils.errors import (
     BadRecord,
     CommitConflict,

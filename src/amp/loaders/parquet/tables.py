@@ -15,9 +15,9 @@ from deltalake.exceptions import CommitFailedError
 
 from amp.errors import ConfigError, LoadError, SchemaError
 from amp.loaders.arrow_types import type_table
-from amp.loaders.delta.errors import uses_delta
-from amp.loaders.delta.log import FOLDER, DeltaLog
-from amp.loaders.delta.rows import refuse_twins
+from amp.loaders.deltalog.columns import refuse_twins
+from amp.loaders.deltalog.errors import uses_delta
+from amp.loaders.deltalog.log import FOLDER, DeltaLog
 from amp.loaders.parquet.errors import told
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore, SchemaConflict

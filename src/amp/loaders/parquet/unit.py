@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from amp.errors import DestinationError
-from amp.loaders.delta.log import StreamCommit
+from amp.loaders.deltalog.log import StreamCommit
 from amp.loaders.feed import Feed
 from amp.loaders.parquet.errors import told
 from amp.loaders.parquet.rows import Fitting, write_files

@@ -28,7 +28,7 @@ from amp.errors import (
     SchemaError,
     StaleEpochError,
 )
-from amp.loaders.delta.log import DeltaLog
+from amp.loaders.deltalog.log import DeltaLog
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.unit import Claim, StreamJob
@@ -255,7 +255,7 @@ def test_plain_rows_beside_undone_ones_in_a_file_stay(db):
     assert numbers(db) == [0, 9, 77]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(0, 2), st.data())
 def test_undo_of_any_runs_takes_exactly_their_rows(tmp_path_factory, dropped, new_rows, data):
     """Not only a suffix: with two networks in one stream the runs to take back can lie anywhere."""
@@ -555,7 +555,7 @@ def test_partitions_are_joined_apart(tmp_path):
 
 def test_joining_files_gives_way_to_whoever_was_first(db, tmp_path):
     from amp.loaders.delta.compact import compact
-    from amp.loaders.delta.files import Files
+    from amp.loaders.deltalog.files import Files
 
     for i in range(4):
         db.load_table(pa.table({'x': [i]}), 't')

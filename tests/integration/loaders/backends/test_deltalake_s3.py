@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from amp.errors import ConfigError, DestinationError, StaleEpochError
-from amp.loaders.delta.files import Files
+from amp.loaders.deltalog.files import Files
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch

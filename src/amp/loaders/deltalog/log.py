@@ -26,9 +26,9 @@ from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from amp.errors import ConfigError, DestinationError, IntegrityError
-from amp.loaders.delta.errors import DRIVER_ERRORS, explained, sentence, uses_delta
-from amp.loaders.delta.files import Files, folder_name, joined, name_of_folder
-from amp.loaders.delta.tables import arrow_schema
+from amp.loaders.deltalog.columns import arrow_schema
+from amp.loaders.deltalog.errors import DRIVER_ERRORS, explained, sentence, uses_delta
+from amp.loaders.deltalog.files import Files, folder_name, joined, name_of_folder
 from amp.loaders.points import reached
 from amp.loaders.sql import stale_epoch
 from amp.loaders.unit import Claim, StreamInfo

@@ -1,0 +1,1 @@
+"""The log of Delta Lake, in which Delta tables and the Parquet store keep their streams."""
