@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's affair: on a busy one a first import alone is longer than any bound, and a
+# test that hangs is ended by the timeout of all tests.
+settings.register_profile('amp', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('amp')
 
 
 @pytest.fixture(scope='session')

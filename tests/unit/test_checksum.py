@@ -44,7 +44,7 @@ COLUMNS = {
     'map': (pa.map_(pa.string(), pa.int32()), st.lists(st.tuples(st.text(max_size=2), st.integers(0, 3)), max_size=2)),
 }
 SCHEMA = pa.schema({name: kind for name, (kind, _) in COLUMNS.items()})
-SOME = settings(max_examples=40, deadline=None)
+SOME = settings(max_examples=40)
 ROW = st.fixed_dictionaries({name: st.none() | values for name, (_, values) in COLUMNS.items()})
 
 

@@ -178,7 +178,7 @@ def unions(draw: st.DrawFn) -> Pair:
 rows = st.lists(st.tuples(st.integers(0, 9), st.one_of(st.none(), st.integers(0, 3)), st.integers(0, 3)), max_size=14)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(
     a=rows,
     b=rows,
@@ -192,7 +192,7 @@ def test_the_microbatches_are_the_batch_result(a, b, cuts, query):
     assert Counter(row for microbatch in found for row in microbatch) == Counter(batch_rows(engine, batch))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(a=rows, b=rows, cuts=st.sets(st.integers(1, 9)))
 def test_rows_of_a_microbatch_come_by_block(a, b, cuts):
     engine = engine_over({'a': a, 'b': b}, 10)

@@ -45,7 +45,7 @@ def stored(chain: Chain, folder, first: int, last: int) -> StoredSegment:
     return StoredSegment(read_blocks([folder / 'blocks' / f'{first:09d}.parquet']), tables)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 1 << 32),
     files=st.integers(1, 4),

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from amp.config.bytes_table import BytesTable
@@ -439,7 +439,6 @@ def oracle(
     return found
 
 
-@settings(deadline=None)
 @given(
     stream=st.lists(st.tuples(st.none() | KEY, st.none() | KEY), max_size=40),
     label=st.lists(st.tuples(st.none() | KEY, st.none() | KEY), max_size=20),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from amp.config.label_file import read_label
@@ -329,7 +329,6 @@ CELLS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(CELLS, min_size=1, max_size=8))
 def test_what_was_not_text_can_be_written_again(tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> None:
     quoted = ''.join('k,"' + cell.replace('"', '""') + '"\n' for cell in cells)

@@ -59,7 +59,7 @@ def shared_store(tmp_path_factory):
 _tables = itertools.count()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=operations())
 def test_any_history_agrees_with_the_model(shared_store, steps):
     check_store_against_model(shared_store, f'table {next(_tables)}', steps)

@@ -45,7 +45,7 @@ def test_the_identifier_is_the_one_of_types():
     assert BatchIdentifier is amp.streaming.types.BatchIdentifier
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(steps=operations())
 def test_any_history_agrees_with_the_model(steps):
     check_store_against_model(InMemoryStreamStateStore(), 'logs', steps)

@@ -26,7 +26,7 @@ from amp.streaming.ledger import (
 from amp.streaming.types import BatchIdentifier, BlockRange
 
 pytestmark = pytest.mark.unit
-quick = settings(max_examples=100, deadline=None, derandomize=True)
+quick = settings(max_examples=100, derandomize=True)
 
 
 def r(start: int, end: int, branch: str = 'a', parent: str | None = None, network: str = 'eth') -> BlockRange:

@@ -13,7 +13,7 @@ from tests.support.chain_model import Harness
 pytestmark = pytest.mark.unit
 
 # derandomize: the suite gives the same answer every time; the slow variant below goes further.
-quick = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
 
 small = st.integers(0, 12)
 actions = st.lists(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from amp.errors import SchemaError
@@ -15,7 +15,6 @@ pytestmark = pytest.mark.unit
 NUMBERS = st.one_of(st.none(), st.integers(0, 2**256 - 1), st.integers(0, 10**20))
 
 
-@settings(deadline=None)
 @given(st.lists(NUMBERS, max_size=20), st.integers(0, 3))
 def test_every_number_comes_out(numbers, skipped):
     texts = pa.array([None if n is None else str(n) for n in numbers], pa.string()).slice(skipped)

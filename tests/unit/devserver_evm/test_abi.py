@@ -39,7 +39,7 @@ ROWS = st.lists(TYPES, min_size=1, max_size=3).flatmap(
 
 
 @given(ROWS, st.integers(0, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_eth_abi_encodes_is_decoded(given_rows, skip):
     types, rows = given_rows
     names = [str(type_) for type_ in types]
@@ -50,7 +50,7 @@ def test_what_eth_abi_encodes_is_decoded(given_rows, skip):
 
 
 @given(ROWS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_what_is_decoded_is_encoded_as_eth_abi_does(given_rows):
     types, rows = given_rows
     names = [str(type_) for type_ in types]
@@ -69,7 +69,7 @@ def test_what_is_decoded_is_encoded_as_eth_abi_does(given_rows):
 
 
 @given(ROWS, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_spoilt_data_is_null_or_something_and_spoils_no_other_row(given_rows, data):
     types, rows = given_rows
     good = eth_abi.encode([str(type_) for type_ in types], [abi for abi, _ in rows[0]])

@@ -837,7 +837,7 @@ def test_history_in_parallel_then_the_stream_and_the_proof(tmp_path):
         assert back == [(int(number), *rest) for number, *rest in expected(amp)]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, derandomize=True)
 @given(data=hypothesis_data())
 def test_upserts_and_reorgs_come_to_what_a_dictionary_says(tmp_path_factory, data):
     """Any chain of units, each of any microbatches, and any reorgs between them."""

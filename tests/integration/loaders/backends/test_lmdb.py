@@ -615,7 +615,7 @@ def batches(draw):
 
 @pytest.mark.parametrize('codec', [RowBytes, RowMsgpack])
 @given(batch=batches(), at=st.integers(0, 4), known=st.integers(0, 12), tx_id=st.integers(0, 2**62))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_rows_come_back_from_their_bytes(codec, batch, at, known, tx_id):
     """Slices too, and rows that were written when the table had fewer columns, among those with all of them."""
     part = batch.slice(at)

@@ -302,7 +302,7 @@ def test_an_undo_drops_files_and_writes_none_again(db):
     assert numbers(db) == [*sorted(n for i in range(27) for n in (i * 10, i * 10 + 9)), 1000]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.integers(0, 2), st.booleans(), st.booleans())
 def test_undo_of_any_runs_takes_exactly_their_rows(tmp_path_factory, dropped, new_rows, together, joined):
     """Not only a suffix: with two networks in one stream the runs to take back can lie anywhere."""
