@@ -10,6 +10,7 @@ from distributed import Client as DaskClient
 from distributed import LocalCluster
 
 from amp import Client
+from amp.backfill.dask_pool import DaskExecutor
 from amp.devserver import LocalAmp
 from amp.loaders.registry import create_loader
 from amp.loaders.verify import verify
@@ -31,9 +32,7 @@ def test_a_killed_worker_costs_no_row(postgresql_test_config, tmp_path):
     ):
         pids = list(dask.run(os.getpid).values())
         client.configure_connection('pg', 'postgresql', config)
-        chosen = ParallelConfig(
-            2, 'eth_rpc.logs', max_block=600, partition_size=20, executor=dask.get_executor(pure=False)
-        )
+        chosen = ParallelConfig(2, 'eth_rpc.logs', max_block=600, partition_size=20, executor=DaskExecutor(dask))
         runner = ParallelStreamExecutor(client, chosen, query=SQL, connection='pg', destination='logs')
         results = []
         for result in runner.load_with_resume_optimization():

@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from amp.backfill.lane import RETRY, LaneSpec
+from amp.backfill.lane import RETRY, Lane, LaneSpec
 from amp.backfill.plan import Plan, make_plan, newest_block
 from amp.backfill.progress import Progress
 from amp.backfill.remote import RemoteLanes, RemoteTask
@@ -220,8 +220,22 @@ class _Work:
         executor = self._config.executor
         if executor is None:
             return ThreadLanes(self._client, self.loader, self.spec, self._config, todo, self._progress).run()
+        self._make_ready(plan)
         loader = self._client.connection_settings(self._connection, self._overrides)
         # An event does not travel: the tasks that are out end by themselves.
         spec = replace(self.spec, settings=replace(self.spec.settings, stop=None))
         task = RemoteTask(self._client.settings(), *loader, self._client.label_manager, spec)
         return RemoteLanes(executor, task, self._config, todo, self._progress, self.spec.settings.stop).run()
+
+    def _make_ready(self, plan: Plan) -> None:
+        """Make the table, and the lanes that are new, one after the other: not every destination keeps two workers who
+        do so at the same moment apart. Workers of this process have a lock for that.
+        """
+        with self.loader() as loader:
+            known = {info.key for info in loader.streaming_destination().list_streams()}
+            for number in range(self._config.num_workers):
+                lane = Lane(self._client, loader, self.spec, number)
+                if lane.key not in known:
+                    lane.open()
+                if not number:
+                    lane.prepare(plan.schema)

@@ -42,10 +42,12 @@ from amp.streaming.resilience import ErrorClassifier, ExponentialBackoff, RetryC
 from amp.streaming.types import BlockRange
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from amp.client import Client
     from amp.loaders.base import DataLoader
 
-__all__ = ['Lane', 'LaneSpec', 'PartitionError', 'Stopped']
+__all__ = ['Lane', 'LaneSpec', 'PartitionError', 'Stopped', 'tell_committed']
 
 logger = logging.getLogger('amp.backfill')
 
@@ -117,8 +119,8 @@ class Lane:
         self._spec = spec
         self._opening = opening or nullcontext()
         self._stop = stop or threading.Event()
-        self._key = StreamKey(spec.table, lane_name(spec.stream, number))
-        self._job = StreamJob(self._key, options=dict(spec.options))
+        self.key = StreamKey(spec.table, lane_name(spec.stream, number))
+        self._job = StreamJob(self.key, options=dict(spec.options))
         self._shape = loader.shape(spec.settings.column_types, spec.settings.label_config)
         self._split = Splittable(spec.query, spec.block_column)
         self._claim = Claim.now(spec.query)
@@ -145,7 +147,7 @@ class Lane:
         self._loader._ensure_connected()
         after = self._state.epoch if self._state is not None else None
         with self._opening:
-            self._state = self._destination.open_stream(self._key, self._claim, after)
+            self._state = self._destination.open_stream(self.key, self._claim, after)
         self._in_doubt = False
         self._counter = 0
         return self._state
@@ -174,8 +176,8 @@ class Lane:
                 delay = backoff.next_delay() if self._may_help(error) else None
                 if delay is None:
                     raise self._failed(partition, error) from error
-                logger.info('%s: trying blocks %s again in %.1f s: %s', self._key.name, _shown(partition), delay, error)
-                emit(Retrying(self._key.name, ErrorClassifier.classify(error).value, backoff.attempt, delay, error))
+                logger.info('%s: trying blocks %s again in %.1f s: %s', self.key.name, _shown(partition), delay, error)
+                emit(Retrying(self.key.name, ErrorClassifier.classify(error).value, backoff.attempt, delay, error))
                 if self._stop.wait(delay):
                     raise Stopped from error
 
@@ -224,7 +226,7 @@ class Lane:
         with closing(asked):
             responses = self._answers(asked)
             first = next(responses)
-            self._prepare(first.data)
+            self.prepare(first.data.schema)
             # An id is never used twice, also when its unit fails.
             self._counter += 1
             unit = self._destination.begin(self._job, self._opened, tx_id, None)
@@ -244,12 +246,7 @@ class Lane:
         self._state = state
         self._loader.attempts.succeeded()
         seconds = time.perf_counter() - started
-        self._tell(partition, rows, nbytes, seconds)
         return self._result(partition, rows, seconds, nbytes=nbytes)
-
-    def _tell(self, partition: QueryPartition, rows: int, nbytes: int, seconds: float) -> None:
-        blocks = partition.end_block - partition.start_block
-        emit(Committed(self._loader.name, self._key.table, self._spec.stream, rows, nbytes, seconds, blocks))
 
     def _write(self, unit: Unit, responses: Iterator[Any], tx_id: int, done: BlockRange) -> tuple[int, int]:
         rows = nbytes = 0
@@ -273,13 +270,14 @@ class Lane:
         labels = with_earlier(self._labels, before.labels) if before.has_history else self._labels
         return replace(state, labels=labels)
 
-    def _prepare(self, batch: Any) -> None:
+    def prepare(self, schema: pa.Schema) -> None:
+        """Make the table for rows of these columns, unless it is there. Raises SchemaError when it has others."""
         if not self._prepared:
             settings = self._spec.settings
-            schema = stamped_schema(self._shape.schema(batch.schema))
+            stamped = stamped_schema(self._shape.schema(schema))
             with self._opening:
-                self._loader.prepare_table(schema, self._key.table, settings.create_table, settings.schema_evolution)
-            self._labels = self._shape.labels(batch.schema)
+                self._loader.prepare_table(stamped, self.key.table, settings.create_table, settings.schema_evolution)
+            self._labels = self._shape.labels(schema)
             self._prepared = True
 
     def _failed(self, partition: QueryPartition, error: Exception) -> PartitionError:
@@ -288,13 +286,13 @@ class Lane:
         not_let_in = not self._has_begun and not isinstance(error, SourceError)
         may_help = self._may_help(error)
         return PartitionError(
-            f'blocks {_shown(partition)} of {self._key.table!r} were not loaded: {text}',
+            f'blocks {_shown(partition)} of {self.key.table!r} were not loaded: {text}',
             partition=partition,
             in_doubt=self._in_doubt,
             shut_out=not_let_in and may_help,
             hopeless=not_let_in and not may_help,
             result=self._result(partition, 0, 0.0, error=text),
-            table=self._key.table,
+            table=self.key.table,
         )
 
     def _result(
@@ -319,8 +317,16 @@ class Lane:
         }
         rate = rows / seconds if seconds > 0 else 0.0
         return LoadResult(
-            rows, seconds, rate, self._key.table, self._loader.name, error is None, error=error, metadata=metadata
+            rows, seconds, rate, self.key.table, self._loader.name, error is None, error=error, metadata=metadata
         )
+
+
+def tell_committed(result: LoadResult) -> None:
+    """The event of a partition that is durable; by whoever keeps the lanes, for a lane may be where nobody listens."""
+    said, rows, seconds = result.metadata, result.rows_loaded, result.duration
+    if result.success and not said['skipped']:
+        where = result.loader_type, result.table_name, said['stream']
+        emit(Committed(*where, rows, said['bytes'], seconds, said['blocks']))
 
 
 def _head(ranges: tuple[BlockRange, ...], done: BlockRange) -> int:

@@ -34,11 +34,12 @@ _LOOKED_AT = 1_000
 
 @dataclass(frozen=True)
 class Plan:
-    """Inclusive ranges still to do; `done` blocks are there. `base`: what the stream that follows stands on when no
-    lane holds anything before it.
+    """Inclusive ranges still to do; `done` blocks are there. `schema`: the columns of the rows. `base`: what the stream
+    that follows stands on when no lane holds anything before it.
     """
 
     network: str
+    schema: pa.Schema
     start: int
     end: int
     ranges: tuple[BlockRange, ...]
@@ -95,7 +96,7 @@ def make_plan(
     # With nothing to load before it, the stream begins at the first block that was asked for.
     nothing_below = follow and live is None and end < start and start > covered.start
     base = BlockRange(covered.network, start - 1, start - 1) if nothing_below else None
-    return Plan(covered.network, start, end, ranges, done, base, tuple(notes))
+    return Plan(covered.network, columns, start, end, ranges, done, base, tuple(notes))
 
 
 def newest_block(client: Client, query: str) -> int:

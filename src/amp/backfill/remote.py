@@ -18,11 +18,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from amp.backfill.lane import Lane, LaneSpec, PartitionError
+from amp.backfill.lane import Lane, LaneSpec, PartitionError, tell_committed
 from amp.backfill.progress import Progress
 from amp.config.label_manager import LabelManager
 from amp.errors import AmpError, ConfigError, DestinationError, LoadError, redact
-from amp.events import Committed, Working, emit
+from amp.events import Working, emit
 from amp.loaders.types import LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
 
@@ -233,8 +233,8 @@ class RemoteLanes:
                 continue
             final.append(result)
             self._todo.observe(result.metadata.get('blocks', 0), result.rows_loaded, result.duration)
-            if result.success and not result.metadata['skipped']:
-                _tell_committed(task, result)
+            if result.success:
+                tell_committed(result)
         return final
 
     def _tell(self, task: RemoteTask, partitions: tuple[QueryPartition, ...] | None) -> None:
@@ -271,12 +271,6 @@ def _outcome(future: Future[Outcome]) -> tuple[Outcome, str | None]:
 
 def _text(error: Exception) -> str:
     return redact(error.message if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
-
-
-def _tell_committed(task: RemoteTask, result: LoadResult) -> None:
-    spec, said = task.spec, result.metadata
-    rows, seconds = result.rows_loaded, result.duration
-    emit(Committed(task.loader, spec.table, spec.stream, rows, said['bytes'], seconds, said['blocks']))
 
 
 def _unknown(task: RemoteTask, partition: QueryPartition, text: str) -> LoadResult:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from amp.backfill.lane import Lane, LaneSpec, PartitionError, Stopped
+from amp.backfill.lane import Lane, LaneSpec, PartitionError, Stopped, tell_committed
 from amp.backfill.progress import Progress
 from amp.errors import AmpError, DestinationError
 from amp.events import Working, emit
@@ -150,6 +150,7 @@ class ThreadLanes:
                 return False
             self._give_back(task, error, lane.number)
             return True
+        tell_committed(result)
         self._progress.ended(task.partition, loaded=True)
         with self._lock:
             self._todo.observe(result.metadata['blocks'], result.rows_loaded, result.duration)

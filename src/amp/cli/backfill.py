@@ -10,7 +10,7 @@ import typer
 
 from amp.cli.console import command, interruptible, note, paint
 from amp.cli.inputs import AsJson, Auth, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
-from amp.cli.labels import Joins, KeepAll, Labels, add_labels, typed_labels
+from amp.cli.labels import Joins, KeepAll, Labels, Reload, add_labels, typed_labels
 from amp.cli.load import Name, Options, Preset, TableName, To, with_preset
 from amp.cli.progress import Reporter, progress_row
 from amp.cli.server import open_client
@@ -55,6 +55,7 @@ def backfill(
     label: Labels = None,
     join: Joins = None,
     left: KeepAll = False,
+    label_reload: Reload = False,
     option: Options = None,
     preset: Preset = None,
     token: Token = None,
@@ -72,7 +73,7 @@ def backfill(
         raise typer.BadParameter(f'--from {first} is not below --end {end}')
     if sum([processes, dask is not None, ray is not None]) > 1:
         raise typer.BadParameter('--processes, --dask and --ray are three places where workers run: choose one')
-    labels = typed_labels(label, join, left=left)
+    labels = typed_labels(label, join, left=left, reload=label_reload)
     options: dict[str, Any] = {**key_values(option or []), **with_preset(preset)}
     if name:
         options['name'] = name
@@ -139,15 +140,9 @@ def _executor(
     stack: contextlib.ExitStack, workers: int, *, processes: bool, dask: str | None, ray: str | None
 ) -> Executor | None:
     if dask is not None:
-        from amp.errors import MissingExtraError
+        from amp.backfill.dask_pool import DaskExecutor
 
-        try:
-            from distributed import Client as DaskClient  # type: ignore[import-not-found, unused-ignore]
-        except ImportError as error:
-            raise MissingExtraError('dask', 'distributed') from error
-        cluster = stack.enter_context(DaskClient(dask))  # type: ignore[no-untyped-call, unused-ignore]
-        executor: Executor = cluster.get_executor(pure=False)
-        return executor
+        return stack.enter_context(DaskExecutor(dask))
     if ray is not None:
         from amp.backfill.ray_pool import RayExecutor
 
