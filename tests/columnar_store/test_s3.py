@@ -9,22 +9,26 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
 from amplify_db_utils import (
+    BadRecord,
     DamagedData,
     DuckDBParquetConfig,
     DuckDBParquetStore,
     StorageUnavailable,
     StoreError,
+    registry,
 )
 from amplify_db_utils.names import table_directory
 from amplify_db_utils.registry import PATH
 from amplify_db_utils.storage import open_storage
 from tests.columnar_store.conftest import S3Server
 from tests.columnar_store.models import PARTITION_BY, Image, image
+from tests.support.s3 import s3_endpoint
 from tests.support.tcp_proxy import TcpProxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
@@ -96,9 +100,7 @@ def test_a_table_of_any_name_on_s3(moto: S3Server, name: str) -> None:
         assert {info.base_name for info in here} == {'_registry', table_directory(name)}
 
 
-def store_table():
-    import pyarrow as pa
-
+def store_table() -> pa.Table:
     return pa.Table.from_pylist([image(at) for at in range(3)])
 
 
@@ -184,6 +186,46 @@ def test_a_server_that_stays_busy_is_no_damage(shaky: tuple[DuckDBParquetStore, 
             use()
         network.heal()
         assert use() == 100
+
+
+def test_a_log_on_a_server_that_stops_is_out_of_reach() -> None:
+    with s3_endpoint() as url:
+        server = S3Server('moto', url.removeprefix('http://'))
+        server.make_bucket()
+        config = server.config(uuid.uuid4().hex)
+        store = DuckDBParquetStore(config)
+        log = store.log('images')
+        assert log.storage.options is not None
+        log.storage.options['max_retries'] = '1'
+        store.create_table('images', Image, partition_by=PARTITION_BY)
+        store.write('images', [image(1)])
+        rows = pa.Table.from_pylist([image(2)], schema=log.snapshot().stored)
+        staging = store.stage('images')
+        staging.add(rows)
+    for use in (
+        lambda: store.write('images', [image(2)]),
+        lambda: store.count('images'),
+        lambda: log.commit(staging.adds),
+        lambda: log.create(rows.schema, PARTITION_BY),
+        lambda: log.add_columns(pa.schema([('notes', 'string')])),
+        lambda: registry.update(log.storage, lambda: {'more': {}}),
+    ):
+        with pytest.raises(StorageUnavailable, match=r'^the storage does not answer for now, try again: [^\x1b\n]*$'):
+            use()
+    with pytest.raises(BadRecord), staging:  # and what went wrong before that is told
+        raise BadRecord
+    with s3_endpoint() as url, DuckDBParquetStore(dataclasses.replace(config, s3_endpoint=url)) as again:
+        assert [row['image_id'] for row in again.read('images')] == ['image 00001']
+
+
+def test_a_commit_without_an_answer_is_in_doubt(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:
+    store, network = shaky
+    network.answer(503, times=100, to=b'.json HTTP')
+    with pytest.raises(StorageUnavailable, match='look whether the rows are there'):
+        store.write('images', [image(100, month=1)])
+    network.heal()
+    store.write('images', [image(101, month=1)])
+    assert store.count('images') == 101
 
 
 def test_an_object_that_is_gone_is_damage(shaky: tuple[DuckDBParquetStore, TcpProxy]) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import duckdb
 import pyarrow as pa
+from deltalake.exceptions import DeltaError
 
 from amplify_db_utils.errors import DamagedData, StorageUnavailable, StoreError
 
@@ -18,6 +19,10 @@ _PASSING = {
     *('NETWORK_CONNECTION', 'REQUEST_TIMEOUT', 'SLOW_DOWN', 'SERVICE_UNAVAILABLE', 'THROTTLING'),
     *('INTERNAL_FAILURE', 'CLIENT_SIGNING_FAILURE', 'REQUEST_EXPIRED'),
 }
+# So has the log's library, and what it says of one is in several lines, with colours.
+_OBJECT_STORE = re.compile(r'Error performing [A-Z]+ .* - (?:HTTP error|Server returned non-2xx status code\W+(\d+))')
+_COLOURS = re.compile(r'\x1b\[[0-9;]*m')
+_BESIDES = re.compile(r'\s*(stack backtrace|Debug source).*', re.DOTALL)
 _PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 _REFUSED = {'ACCESS_DENIED', 'INVALID_ACCESS_KEY_ID', 'INVALID_CLIENT_TOKEN_ID', 'SIGNATURE_DOES_NOT_MATCH'}
 _OF_THE_MACHINE = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
@@ -41,16 +46,17 @@ def damage(what: str = 'a data file') -> Iterator[None]:
 
 
 @contextmanager
-def reaching() -> Iterator[None]:
-    """Errors of a storage that is out of reach for now as StorageUnavailable."""
+def reaching(*more: type[Exception], hint: str = 'try again') -> Iterator[None]:
+    """Errors of a storage that is out of reach for now as StorageUnavailable: those of Arrow, of the log, and of `more`."""
+    reached: tuple[type[Exception], ...] = (OSError, DeltaError, *more)
     try:
         yield
     except StoreError:
         raise
-    except OSError as error:
+    except reached as error:
         if not _is_passing(error):
             raise
-        raise StorageUnavailable(f'the storage does not answer for now, try again: {error}') from error
+        raise StorageUnavailable(f'the storage does not answer for now, {hint}: {_in_one_line(error):.400}') from error
 
 
 @contextmanager
@@ -71,7 +77,15 @@ def interruptible() -> Iterator[None]:
 
 def _is_passing(error: Exception) -> bool:
     found = _AWS.search(str(error))
-    return found is not None and (found[1] in _PASSING or int(found[2] or 0) in _PASSING_STATUS)
+    if found is not None:
+        return found[1] in _PASSING or int(found[2] or 0) in _PASSING_STATUS
+    found = _OBJECT_STORE.search(_in_one_line(error))
+    return found is not None and (found[1] is None or int(found[1]) in _PASSING_STATUS)
+
+
+def _in_one_line(error: Exception) -> str:
+    text = _BESIDES.sub('', _COLOURS.sub('', str(error)))
+    return ' '.join(text.replace('\u21b3', ':').split())
 
 
 def _is_refusal(error: Exception) -> bool:

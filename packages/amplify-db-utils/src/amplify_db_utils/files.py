@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
+from amplify_db_utils.errors import StorageUnavailable
 from amplify_db_utils.faults import reaching
 from amplify_db_utils.log import Snapshot, partitions_of
 from amplify_db_utils.storage import Storage
@@ -115,9 +116,14 @@ class Staging:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if not self._kept:
+    def __exit__(self, error: object = None, *_: object) -> None:
+        if self._kept:
+            return
+        try:
             self.discard()
+        except StorageUnavailable:
+            if error is None:  # else that one is to be heard
+                raise
 
 
 def _count_partitions(table: pa.Table, keys: list[str]) -> int:

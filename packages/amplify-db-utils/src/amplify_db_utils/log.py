@@ -10,6 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,7 +31,8 @@ from deltalake.transaction import (
 
 from amplify_db_utils import names
 from amplify_db_utils._arrow import Array, Column, nulls
-from amplify_db_utils.errors import CommitConflict, StoreError
+from amplify_db_utils.errors import CommitConflict, StorageUnavailable, StoreError
+from amplify_db_utils.faults import reaching
 from amplify_db_utils.schema import declared_schema, log_fields, stored_schema
 from amplify_db_utils.storage import Storage
 
@@ -40,6 +42,7 @@ REPLACES = 'amplify_db_utils.replaces'
 # The next version of a log is the file of its number. Only old files are removed: who looked lately cannot miss it.
 _TRUSTED = 60.0  # seconds
 _PATIENCE = 120.0  # seconds of lost races before a commit gives up
+_IN_DOUBT = 'nor say whether it took the commit; look whether the rows are there before you write them again'
 _users: list[int] = []  # the process that used delta-rs first
 
 
@@ -125,14 +128,15 @@ class TableLog:
         _same_process()
         self.storage.make_directory(self.directory)
         try:
-            create_table_with_add_actions(
-                self.uri,
-                Schema(log_fields(schema)),
-                list(adds),
-                mode='error',
-                partition_by=list(partition_by),
-                storage_options=self.storage.options,
-            )
+            with reaching():
+                create_table_with_add_actions(
+                    self.uri,
+                    Schema(log_fields(schema)),
+                    list(adds),
+                    mode='error',
+                    partition_by=list(partition_by),
+                    storage_options=self.storage.options,
+                )
         except DeltaError:
             if not self.exists():
                 raise
@@ -154,10 +158,11 @@ class TableLog:
             self._looked = now
             return self._table
         try:
-            if self._table is None:
-                self._table = DeltaTable(self.uri, storage_options=self.storage.options)
-            else:
-                self._table.update_incremental()
+            with reaching():
+                if self._table is None:
+                    self._table = DeltaTable(self.uri, storage_options=self.storage.options)
+                else:
+                    self._table.update_incremental()
         except TableNotFoundError as error:
             raise StoreError(f'there is no table in {self.storage.path(self.directory)!r}') from error
         self._looked = now
@@ -168,7 +173,7 @@ class TableLog:
         return not self.storage.local or self.storage.has_version(self.directory, version + 1)
 
     def _files_at(self, version: int) -> pa.Table:
-        with self._lock:
+        with self._lock, reaching():
             table = self._table
             if table is None or table.version() != version:
                 table = DeltaTable(self.uri, version, storage_options=self.storage.options)
@@ -177,8 +182,9 @@ class TableLog:
     def at(self, moment: datetime) -> Snapshot:
         """The table as it was then, or at its beginning if that was later."""
         _same_process()
-        table = DeltaTable(self.uri, storage_options=self.storage.options)
-        table.load_as_version(moment.astimezone(UTC).isoformat())
+        with reaching():
+            table = DeltaTable(self.uri, storage_options=self.storage.options)
+            table.load_as_version(moment.astimezone(UTC).isoformat())
         return _snapshot(table, lambda _: _files(table))
 
     def commit(
@@ -193,7 +199,8 @@ class TableLog:
         """Put files in, and take those of `replace` out, in one step; tried again while others commit first.
 
         The same files are committed however often that takes. `transactions` are ids of the caller's own, and `check`
-        sees the table before each attempt and may raise to end them. Returns the version. Raises CommitConflict.
+        sees the table before each attempt and may raise to end them. Returns the version, as far as it can be seen.
+        Raises CommitConflict, and StorageUnavailable.
         """
         deadline = time.monotonic() + _PATIENCE
         own = {add.path for add in adds}
@@ -209,14 +216,17 @@ class TableLog:
                     actions += _removals(snapshot, replace(snapshot), own, data_change)
                     marks.append(Transaction(REPLACES, snapshot.version + 1))
                 try:
-                    table.create_write_transaction(
-                        actions,
-                        'append',
-                        snapshot.stored,
-                        list(snapshot.partition_by),
-                        commit_properties=CommitProperties(app_transactions=marks),
-                    )
-                    return self.snapshot().version
+                    with reaching(hint=_IN_DOUBT):
+                        table.create_write_transaction(
+                            actions,
+                            'append',
+                            snapshot.stored,
+                            list(snapshot.partition_by),
+                            commit_properties=CommitProperties(app_transactions=marks),
+                        )
+                    with suppress(StorageUnavailable):  # done is done
+                        return self.snapshot().version
+                    return snapshot.version + 1
                 except CommitFailedError as error:
                     if time.monotonic() > deadline:
                         raise CommitConflict(
@@ -227,12 +237,12 @@ class TableLog:
 
     def add_columns(self, schema: pa.Schema) -> None:
         """Add nullable columns in one step. Raises CommitFailedError if another writer changed the log meanwhile."""
-        with self._lock:
+        with self._lock, reaching():
             self.table.alter.add_columns(log_fields(schema))
 
     def drop_required(self, column: str) -> None:
         """Let a required column be null from now on. Raises CommitFailedError as `add_columns` does."""
-        with self._lock:
+        with self._lock, reaching():
             self.table.alter.drop_column_not_null(column)
 
 

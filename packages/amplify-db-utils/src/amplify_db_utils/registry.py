@@ -16,6 +16,7 @@ import pyarrow as pa
 from filelock import FileLock
 
 from amplify_db_utils.errors import StoreError
+from amplify_db_utils.faults import reaching
 from amplify_db_utils.storage import Storage, replace_file
 
 PATH = '_registry/tables.json'
@@ -116,13 +117,14 @@ def _write(path: Path, data: bytes) -> None:
 
 def _update_s3(storage: Storage, ours: Callable[[], Entries]) -> None:
     import obstore
-    from obstore.exceptions import AlreadyExistsError, PreconditionError
+    from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
     objects = storage.objects()
     while True:
         try:
-            found = obstore.get(objects, PATH)
-            before, tag = _decode(bytes(found.bytes())), found.meta['e_tag']
+            with reaching(BaseError):
+                found = obstore.get(objects, PATH)
+                before, tag = _decode(bytes(found.bytes())), found.meta['e_tag']
         except FileNotFoundError:
             before, tag = {}, None
         after = before | ours()
@@ -131,6 +133,7 @@ def _update_s3(storage: Storage, ours: Callable[[], Entries]) -> None:
         if after == before:
             return
         try:
-            obstore.put(objects, PATH, _encode(after), mode='create' if tag is None else {'e_tag': tag})
+            with reaching(BaseError):
+                obstore.put(objects, PATH, _encode(after), mode='create' if tag is None else {'e_tag': tag})
         except (AlreadyExistsError, PreconditionError):
             continue

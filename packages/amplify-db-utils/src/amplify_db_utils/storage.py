@@ -101,9 +101,10 @@ class Storage:
                 Path(self.path(path)).unlink(missing_ok=True)
             return
         import obstore
+        from obstore.exceptions import BaseError
 
         # Arrow's file system would leave an empty object in the place of each directory.
-        with contextlib.suppress(FileNotFoundError):
+        with reaching(BaseError), contextlib.suppress(FileNotFoundError):
             for start in range(0, len(paths), 1000):
                 obstore.delete(self.objects(), list(paths[start : start + 1000]))
 
