@@ -2,7 +2,8 @@
 
 A server answers SQL texts that it was told of: `server.answers['SELECT 1'] = Answer([part, ...])`. Each part is one
 endpoint: batches with their metadata, and what happens before, between and after them.
-Run as a program it serves `SELECT rows` (two batches, then silence) and prints its port: a server that can be killed.
+Run as a program it serves `SELECT rows` (two batches, then silence), prints its port and, once it waits in silence, a
+word: a server that can be killed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def rows(first: int, count: int, schema: pa.Schema = SCHEMA) -> pa.RecordBatch:
 def metadata(start: int = 0, end: int = 9, *, complete: bool = False) -> bytes:
     """The metadata of a batch of `testnet`."""
     numbers = {'start': start, 'end': end}
-    ranges = [{'network': 'testnet', 'numbers': numbers, 'hash': '0x' + 'aa' * 32, 'prev_hash': '0x' + 'bb' * 32}]
+    parent = '0x' + ('bb' if start else '00') * 32
+    ranges = [{'network': 'testnet', 'numbers': numbers, 'hash': '0x' + 'aa' * 32, 'prev_hash': parent}]
     return json.dumps({'ranges': ranges, 'ranges_complete': complete}).encode()
 
 
@@ -173,4 +175,6 @@ if __name__ == '__main__':
     server.answers['SELECT rows'] = Answer([[(rows(0, 5), metadata()), (rows(5, 5), metadata()), silence]])
     server.answers['SELECT silence'] = Answer([complete()], before_schema=silence)
     print(server.port, flush=True)
+    server.silent.wait()
+    print('silent', flush=True)
     sys.stdin.read()

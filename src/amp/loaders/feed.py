@@ -41,14 +41,14 @@ class Feed:
             self._raise()
 
     def push_all(self, batches: Iterable[pa.RecordBatch]) -> int:
-        """Push each batch and finish; when one cannot be had, cancel. Raises what the batches or the consumer raised."""
+        """Push each batch and finish; when one cannot be had or an interrupt comes, cancel. Raises what the batches or the consumer raised."""
         try:
             for batch in batches:
                 self.push(batch)
-        except BaseException:
+            return self.finish()
+        except BaseException:  # Ctrl-C too: the thread that reads would wait for ever
             self.cancel()
             raise
-        return self.finish()
 
     def finish(self) -> int:
         """Close the reader and wait; the consumer's result. Raises what it raised."""

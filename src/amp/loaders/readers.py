@@ -36,16 +36,19 @@ class Counted:
 
 
 class Remembering:
-    """Batches of a reader, with the error that stopped them: a bulk path would hide whose error it was."""
+    """Batches of a reader, with the error that stopped them: a bulk path would hide whose error it was.
+
+    A driver that reads on the thread of the caller gets the Ctrl-C as well, and would make an error of its own of it.
+    """
 
     def __init__(self, batches: pa.RecordBatchReader) -> None:
         self._batches = batches
         self.schema = batches.schema
-        self.error: AmpError | None = None
+        self.error: AmpError | KeyboardInterrupt | None = None
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
             yield from self._batches
-        except AmpError as error:
+        except (AmpError, KeyboardInterrupt) as error:
             self.error = error
             raise

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, land, type_table, wire_schema
+from amp.loaders.duckdb.statements import run
 from amp.loaders.points import reached
 from amp.loaders.sql import REPLACED_BY, quote, same_keys
 from amp.loaders.stamps import TX_ID
@@ -27,8 +28,9 @@ def create(connection: duckdb.DuckDBPyConnection, schema: pa.Schema, table: str)
     """Make a quoted table for the columns of `schema`; harmless when it is there. Raises SchemaError."""
     _check_types(connection, schema)
     with _registered(connection, landed(schema.empty_table().to_reader())):
-        connection.execute(
-            f'CREATE TABLE IF NOT EXISTS {table} AS SELECT {_select_list(schema)} FROM {_INCOMING} LIMIT 0'
+        run(
+            connection,
+            f'CREATE TABLE IF NOT EXISTS {table} AS SELECT {_select_list(schema)} FROM {_INCOMING} LIMIT 0',
         )
 
 
@@ -36,7 +38,7 @@ def column_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> li
     """Name and DuckDB's type of the columns that hold `schema`. Raises SchemaError."""
     _check_types(connection, schema)
     with _registered(connection, landed(schema.empty_table().to_reader())):
-        rows = connection.execute(f'DESCRIBE SELECT {_select_list(schema)} FROM {_INCOMING}').fetchall()
+        rows = run(connection, f'DESCRIBE SELECT {_select_list(schema)} FROM {_INCOMING}')
     return [(str(name), str(kind)) for name, kind, *_ in rows]
 
 
@@ -50,9 +52,9 @@ def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordB
     """Rows of a reader into a quoted table, columns by name; their number."""
     columns = ', '.join(quote(name) for name in reader.schema.names)
     with _registered(connection, landed(reader)):
-        [(rows,)] = connection.execute(
-            f'INSERT INTO {table} ({columns}) SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
-        ).fetchall()
+        [(rows,)] = run(
+            connection, f'INSERT INTO {table} ({columns}) SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
+        )
     return int(rows)
 
 
@@ -60,8 +62,8 @@ def stage(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -
     """Rows of a reader into a fresh temporary table, numbered in their order; how many there are."""
     listed = f'{_select_list(reader.schema)}, {quote(_ROW)}'
     with _registered(connection, _numbered(landed(reader))):
-        connection.execute(f'CREATE OR REPLACE TEMP TABLE {_STAGE} AS SELECT {listed} FROM {_INCOMING}')
-    [(rows,)] = connection.execute(f'SELECT count(*) FROM {_STAGE}').fetchall()
+        run(connection, f'CREATE OR REPLACE TEMP TABLE {_STAGE} AS SELECT {listed} FROM {_INCOMING}')
+    [(rows,)] = run(connection, f'SELECT count(*) FROM {_STAGE}')
     return int(rows)
 
 
@@ -81,15 +83,16 @@ def replace_by_key(
     )
     if before is not None:
         tx = quote(TX_ID)
-        connection.execute(
+        run(
+            connection,
             f'INSERT INTO {before} BY NAME SELECT t.*, s.{tx} AS {quote(REPLACED_BY)} FROM {table} t '
-            f'JOIN {newest} s ON {same_keys("t", "s", keys)} WHERE t.{tx} IS DISTINCT FROM s.{tx}'
+            f'JOIN {newest} s ON {same_keys("t", "s", keys)} WHERE t.{tx} IS DISTINCT FROM s.{tx}',
         )
-    connection.execute(f'DELETE FROM {table} t USING {_STAGE} s WHERE {same_keys("t", "s", keys)}')
+    run(connection, f'DELETE FROM {table} t USING {_STAGE} s WHERE {same_keys("t", "s", keys)}')
     reached('upsert.deleted')
     listed = ', '.join(quote(c) for c in columns)
-    connection.execute(f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
-    connection.execute(f'DROP TABLE {_STAGE}')
+    run(connection, f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
+    run(connection, f'DROP TABLE {_STAGE}')
 
 
 def _numbered(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
@@ -144,7 +147,7 @@ def _check_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> No
             raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}')
         try:
             with _registered(connection, landed(pa.schema([field]).empty_table().to_reader())):
-                connection.execute(f'DESCRIBE SELECT * FROM {_INCOMING}').fetchall()
+                run(connection, f'DESCRIBE SELECT * FROM {_INCOMING}')
         except (duckdb.NotImplementedException, duckdb.InvalidInputException, pa.ArrowNotImplementedError) as error:
             raise SchemaError(f'DuckDB has no type for column {field.name!r} of type {field.type}') from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from amp.errors import DestinationError, LoadError
 from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
 from amp.loaders.duckdb.arrow import column_types, create, insert, read_as, replace_by_key, stage
+from amp.loaders.duckdb.statements import interruptible, run
 from amp.loaders.feed import Feed
 from amp.loaders.points import reached
 from amp.loaders.sql import BEFORE_PREFIX, REPLACED_BY, SqlStreams, quote, undo_statements
@@ -82,11 +84,11 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         """Open the file, making it and its schema when they are not there. Raises DestinationError."""
         with _explained(self.config.path):
             self._connection = duckdb.connect(self.config.path)
-            self._connection.execute(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
+            run(self._connection, f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
             # No order of rows is promised; asking for one takes a third of the speed under a memory limit.
-            self._connection.execute('SET preserve_insertion_order = false')
+            run(self._connection, 'SET preserve_insertion_order = false')
             if self.config.memory_limit is not None:
-                self._connection.execute('SET memory_limit = ?', [self.config.memory_limit])
+                run(self._connection, 'SET memory_limit = ?', [self.config.memory_limit])
         self._is_connected = True
 
     def disconnect(self) -> None:
@@ -107,9 +109,9 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             return
         self._memory = wanted
         if wanted < _MOST_MEMORY:
-            self.own.execute(f"SET memory_limit = '{wanted // 1024} KiB'")
+            self._run(f"SET memory_limit = '{wanted // 1024} KiB'")
         else:
-            self.own.execute('RESET memory_limit')
+            self._run('RESET memory_limit')
 
     # Plain loads
 
@@ -141,7 +143,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             self._run(f'ALTER TABLE {self._quoted(table_name)} ADD COLUMN {quote(name)} {kind}')
 
     def _clear_table(self, table_name: str) -> None:
-        self.own.execute(f'DELETE FROM {self._quoted(table_name)}')
+        self._run(f'DELETE FROM {self._quoted(table_name)}')
 
     def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
         reader = pa.RecordBatchReader.from_batches(batch.schema, [batch])
@@ -150,9 +152,10 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
         reader = self._measured(reader)
         keys = kwargs.get('key_columns') or ()
+        # A statement that this thread waits for would read its source to the end before it hears an interrupt.
         if not keys:
-            return insert(self.own, self._quoted(table_name), reader)
-        rows = stage(self.own, reader)
+            return Feed(reader.schema, partial(insert, self.own, self._quoted(table_name))).push_all(reader)
+        rows = Feed(reader.schema, partial(stage, self.own)).push_all(reader)
         replace_by_key(self.own, self._quoted(table_name), reader.schema.names, keys, before=None)
         return rows
 
@@ -202,7 +205,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
             sql += ' WHERE ' + ' AND '.join(
                 f'{quote(c)} BETWEEN {low:d} AND {high:d}' for c, (low, high) in where.items()
             )
-        with _explained(self.config.path):
+        with _explained(self.config.path), interruptible():
             reader: pa.RecordBatchReader = self.own.cursor().sql(sql).to_arrow_reader()
         return reader
 
@@ -253,7 +256,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
         return quote(self.config.schema, table_name)
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self.own.execute(sql, list(values)).fetchall()
+        return run(self.own, sql, values)
 
 
 class _DuckDBUnit:
@@ -268,7 +271,7 @@ class _DuckDBUnit:
         if job.key_columns and loader.table_exists(job.key.table):
             loader.make_before_images(job.key.table)
         self._connection = loader.own.cursor()
-        self._connection.execute('BEGIN')
+        self._run('BEGIN')
         self.rows_undone = 0
         if undo is not None:
             with _explained(loader.config.path):
@@ -292,7 +295,7 @@ class _DuckDBUnit:
             reached('commit.before_state')
             self._loader._streams.save(self._run, self._job.key, state)
             reached('commit.before')
-            self._connection.execute('COMMIT')
+            self._run('COMMIT')
             reached('commit.after')
         self._connection.close()
 
@@ -332,18 +335,18 @@ class _DuckDBUnit:
             self._run(f'DELETE FROM {before} WHERE {replaced} >= {first} AND {replaced} < {kept}')
 
     def _run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        return self._connection.execute(sql, list(values)).fetchall()
+        return run(self._connection, sql, values)
 
 
 @contextmanager
 def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    connection.execute('BEGIN')
+    run(connection, 'BEGIN')
     try:
         yield
     except BaseException:
-        connection.execute('ROLLBACK')
+        run(connection, 'ROLLBACK')
         raise
-    connection.execute('COMMIT')
+    run(connection, 'COMMIT')
 
 
 @contextmanager

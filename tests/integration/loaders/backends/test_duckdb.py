@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from decimal import Decimal
 from typing import Any
 
@@ -136,6 +139,27 @@ def test_a_table_load_is_all_or_nothing(db):
     with pytest.raises(ProtocolError, match='the source broke'):
         db.load_reader(broken, 't', mode='overwrite')
     assert rows(db, 't') == [(1,)]
+
+
+@pytest.mark.parametrize('mode', ['append', 'upsert'])
+def test_an_interrupt_of_a_statement_is_an_interrupt_and_keeps_nothing(db, mode):
+    """The driver makes a RuntimeError of it, which nobody takes for a Ctrl-C."""
+    options = {'mode': mode, 'key_columns': ['x']} if mode == 'upsert' else {}
+    batch = pa.record_batch({'x': pa.array([1], pa.int64())})
+    assert db.load_batch(batch, 't', **options).success
+
+    def batches():
+        yield batch
+        os.kill(os.getpid(), signal.SIGINT)  # the thread that runs this may be the driver's or our own
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:  # the statement runs until somebody ends it
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        db.load_reader(pa.RecordBatchReader.from_batches(batch.schema, batches()), 't', **options)
+    assert rows(db, 't') == [(1,)]
+    assert db.load_batch(pa.record_batch({'x': pa.array([2], pa.int64())}), 't', **options).success
+    assert rows(db, 't') == [(1,), (2,)]
 
 
 def test_upsert_replaces_by_key_and_the_last_of_equals_counts(db):
