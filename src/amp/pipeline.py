@@ -8,6 +8,7 @@
     to = "postgresql://me@host/db"      # or a configured name
     table = "logs"
     workers = 4                         # history first, with so many workers; left out: stream from the start
+    label = ["tokens=tokens.csv"]       # with join, left and label_reload: as on the command line
 
 Each runs in a thread of its own. One that fails for good is told and the others go on.
 """
@@ -17,13 +18,14 @@ from __future__ import annotations
 import queue
 import threading
 import tomllib
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from amp.errors import AmpError, ConfigError
+from amp.label_words import TypedLabel, add_labels, labels_of
 from amp.loaders.types import LoadResult
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ['Pipeline', 'StreamSpec', 'read_pipeline', 'run_pipeline']
 
-_KEYS = {'sql', 'to', 'table', 'name', 'mode', 'key_columns', 'workers', 'options', 'source'}
+_LABEL_KEYS = {'label', 'join', 'left', 'label_reload'}
+_KEYS = {'sql', 'to', 'table', 'name', 'mode', 'key_columns', 'workers', 'options', 'source'} | _LABEL_KEYS
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class StreamSpec:
     key_columns: tuple[str, ...] = ()
     workers: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    labels: tuple[TypedLabel, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,33 @@ def _spec(path: Path, number: int, entry: dict[str, Any], default: str | None) -
         )
     entry.setdefault('name', entry['table'])
     entry['key_columns'] = tuple(entry.get('key_columns', ()))
-    return StreamSpec(**entry)
+    words = {key: entry.pop(key) for key in _LABEL_KEYS & entry.keys()}
+    return StreamSpec(**entry, labels=_labels(where, **words))
+
+
+def _labels(
+    where: str, label: object = (), join: object = (), left: object = False, label_reload: object = False
+) -> tuple[TypedLabel, ...]:
+    """The labels of a stream, in the words of the command line; one text may stand for a list of one."""
+    for key, value in {'left': left, 'label_reload': label_reload}.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f'{where}: {key!r} is true or false, not {value!r}')
+    labels, joins = (_texts(where, key, value) for key, value in {'label': label, 'join': join}.items())
+    try:
+        return tuple(
+            labels_of(
+                labels, joins, left=bool(left), reload=bool(label_reload), word=lambda w: repr(w.replace('-', '_'))
+            )
+        )
+    except ConfigError as error:
+        raise ConfigError(f'{where}: {error.message}') from error
+
+
+def _texts(where: str, key: str, value: object) -> Sequence[str]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ConfigError(f'{where}: {key!r} is a text or a list of texts, not {value!r}')
+    return texts
 
 
 def run_pipeline(
@@ -152,5 +182,6 @@ def _follow(client: Client, spec: StreamSpec, stop: threading.Event) -> Generato
         parallel_config=parallel,
         settings=StreamSettings(stop=stop),
         **keys,
+        **add_labels(client, spec.labels),
         **dict(spec.options),
     )

@@ -17,10 +17,11 @@ import pytest
 from amp.client import Client
 from amp.config.label_manager import LabelManager
 from amp.devserver import LocalAmp
-from amp.errors import ConfigError, LoadError
+from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.base import DataLoader
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
 from amp.loaders.types import LabelJoinConfig
+from amp.pipeline import read_pipeline, run_pipeline
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 from tests.support.by_id_loader import ByIdLoader
 from tests.support.command_line import AMP, end, environment, exit_code, one_sentence, until
@@ -320,9 +321,64 @@ def test_stream_with_labels_from_the_command_line(local: LocalAmp, label_dir: Pa
     assert stored(label_dir / 'chain.db') == expected(local, names)
 
 
+@pytest.mark.parametrize('reload', [True, False])
+def test_a_stream_of_the_command_line_takes_a_replaced_file_when_it_is_told_to(
+    local: LocalAmp, label_dir: Path, reload: bool
+) -> None:
+    text = (label_dir / 'tokens.csv').read_text()
+    (label_dir / 'again.csv').write_text(text)
+    arguments = ['stream', local.url, SQL, '--to', 'duckdb:///chain.db', '-t', 'logs', '--label', 'tokens=again.csv']
+    arguments += ['--label-reload'] if reload else []
+    process = subprocess.Popen([*AMP, *arguments, '--json'], stdout=subprocess.PIPE, cwd=label_dir, env=environment())
+
+    def to_head() -> None:
+        head = local.head
+        assert head is not None
+        until(
+            process, lambda event: bool(event.get('position')) and event['position'][local.network]['hash'] == head[1]
+        )
+
+    to_head()
+    (label_dir / 'newer.csv').write_text(text.replace(',T', ',NEW'))
+    (label_dir / 'newer.csv').replace(label_dir / 'again.csv')
+    before = local.head
+    local.mine(30)
+    to_head()
+    assert end(process, signal.SIGTERM)[0] == 130
+    assert before is not None
+    with duckdb.connect(str(label_dir / 'chain.db'), read_only=True) as db:
+        found = db.execute("SELECT DISTINCT block_num > ?, symbol LIKE 'NEW%' FROM logs", [before[0]]).fetchall()
+    assert set(found) == {(False, False), (True, reload)}
+
+
+def test_the_streams_of_a_file_have_their_labels(local: LocalAmp, label_dir: Path, names: dict[bytes, str]) -> None:
+    stream = f'[[stream]]\nsource = "{local.url}"\nsql = "{SQL}"\n'
+    (label_dir / 'pipeline.toml').write_text(
+        f'{stream}to = "duckdb:///{label_dir}/a.db"\ntable = "logs"\nlabel = "tokens=tokens.csv"\n'
+        f'{stream}to = "duckdb:///{label_dir}/b.db"\ntable = "logs"\nname = "left"\n'
+        'label = ["tokens=tokens.csv"]\njoin = ["address"]\nleft = true\nlabel_reload = true\n'
+        f'{stream}to = "duckdb:///{label_dir}/c.db"\ntable = "logs"\nname = "none"\nlabel = "tokens=nothing.csv"\n'
+    )
+    at: dict[str, Any] = {}
+    failed: dict[str, AmpError] = {}
+    pipeline = read_pipeline(label_dir / 'pipeline.toml')
+    with closing(run_pipeline(pipeline, lambda url: Client(url, label_dir=label_dir))) as results:
+        for spec, result in results:
+            if isinstance(result, AmpError):
+                failed[spec.name] = result
+            else:
+                at[spec.name] = result.metadata['position'][local.network]['number']
+            if failed and local.head is not None and list(at.values()) == [local.head[0]] * 2:
+                break
+    assert stored(label_dir / 'a.db') == expected(local, names)
+    assert stored(label_dir / 'b.db') == expected(local, names, 'left')
+    assert 'nothing.csv' in str(failed['none'])
+
+
 @pytest.mark.parametrize(
     'arguments',
     [
+        ['--label-reload'],
         ['--label', 'tokens'],
         ['--label', '=tokens.csv'],
         ['--join', 'address'],

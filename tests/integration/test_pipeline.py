@@ -20,6 +20,8 @@ from tests.support.following import SQL, expected, stored
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
 
+STREAM = '[[stream]]\nsource = "grpc://h"\nsql = "x"\nto = "a"\ntable = "t"\n'
+
 
 @pytest.fixture
 def amp():
@@ -77,6 +79,14 @@ def test_the_command_ends_at_a_signal(amp, tmp_path):
         ('[[stream]]\nsource = "grpc://h"\nsql = "SELECT 1"\nto = "duckdb:///a.db"', "stream 1 has no 'table'"),
         ('[[stream]]\nsource = "grpc://h"\nsqll = "SELECT 1"', "unknown key 'sqll'"),
         ('[[stream]]\nsource="grpc://h"\nsql="x"\nto="a"\ntable="t"\n' * 2, "two streams are called 't'"),
+        (f'{STREAM}label = "tokens"', "stream 1: 'label' 'tokens' is not NAME=FILE"),
+        (f'{STREAM}label = [1]', "'label' is a text or a list of texts"),
+        (f'{STREAM}join = "address"', "0 'label' and 1 'join' do not pair up"),
+        (f'{STREAM}label = "a=a.csv"\njoin = ["x", "y"]', "1 'label' and 2 'join' do not pair up"),
+        (f'{STREAM}label = "a=a.csv"\njoin = "x,,y"', "'x,,y' is not COLUMN or COLUMN=LABEL_COLUMN"),
+        (f'{STREAM}label = "a=a.csv"\nleft = true', "'left' needs a 'label' and a 'join'"),
+        (f'{STREAM}label_reload = true', "'label_reload' needs a 'label'"),
+        (f'{STREAM}label = "a=a.csv"\nlabel_reload = "yes"', "'label_reload' is true or false, not 'yes'"),
     ],
 )
 def test_a_file_with_a_mistake_says_which(tmp_path, text, told):

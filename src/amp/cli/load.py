@@ -9,7 +9,7 @@ import typer
 
 from amp.cli.console import command, interruptible
 from amp.cli.inputs import AsJson, Auth, Metrics, Sql, Token, Url, answering_metrics, key_values, server_and_sql
-from amp.cli.labels import Joins, KeepAll, Labels, TypedLabel, add_labels, typed_labels
+from amp.cli.labels import Joins, KeepAll, Labels, Reload, TypedLabel, add_labels, typed_labels
 from amp.cli.progress import Reporter
 from amp.cli.server import open_client
 
@@ -56,6 +56,7 @@ def load(
     label: Labels = None,
     join: Joins = None,
     left: KeepAll = False,
+    label_reload: Reload = False,
     option: Options = None,
     preset: Preset = None,
     token: Token = None,
@@ -68,7 +69,7 @@ def load(
     Without --stream all rows arrive together or not at all, where the destination can. With it every commit moves a
     position that is kept in the destination: run the same command again and it goes on from there, exactly once.
     """
-    labels = typed_labels(label, join, left=left)
+    labels = typed_labels(label, join, left=left, reload=label_reload)
     chosen = (mode, key, name, option, preset, labels, token, auth, metrics)
     _load(url, sql, to, table, *chosen, streaming=streaming, resume=resume, as_json=as_json)
 
@@ -87,6 +88,7 @@ def stream(
     label: Labels = None,
     join: Joins = None,
     left: KeepAll = False,
+    label_reload: Reload = False,
     option: Options = None,
     preset: Preset = None,
     token: Token = None,
@@ -95,7 +97,7 @@ def stream(
     as_json: AsJson = False,
 ) -> None:
     """Follow the chain into a table until Ctrl-C: the same as load --stream."""
-    labels = typed_labels(label, join, left=left)
+    labels = typed_labels(label, join, left=left, reload=label_reload)
     chosen = (mode, key, name, option, preset, labels, token, auth, metrics)
     _load(url, sql, to, table, *chosen, streaming=True, resume=resume, as_json=as_json)
 
