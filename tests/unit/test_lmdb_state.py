@@ -69,7 +69,7 @@ def test_everything_is_there_after_reopening(tmp_path):
     with LMDBStreamStateStore('c', tmp_path) as store:
         store.mark_processed('c', 't', [batch(0, 9), batch(10, 19), batch(21, 29)])
         store.cleanup_before_block('c', 't', 'eth', 12)
-        store.save_document(('t', 's'), 'position')
+        assert store.replace_document(('t', 's'), 'position', None)
         said = [store.get_resume_position('c', 't', gaps) for gaps in (False, True)]
         remembered = store.processed_batches('t')
     with LMDBStreamStateStore('c', tmp_path) as store:
@@ -85,7 +85,7 @@ def test_a_call_that_returned_survives_kill_9(tmp_path, sync):
         'store = LMDBStreamStateStore("c", arguments[0], sync=arguments[1] == "True")\n'
         'store.mark_processed("c", "t", [batch(0, 9), batch(10, 19), batch(20, 29)])\n'
         'store.invalidate_from_block("c", "t", "eth", 20)\n'
-        'store.save_document(("t", "s"), "text")\n'
+        'store.replace_document(("t", "s"), "text", None)\n'
         'os.kill(os.getpid(), signal.SIGKILL)\n',
         tmp_path,
         str(sync),
@@ -148,7 +148,7 @@ def test_the_map_grows_by_itself_and_follows_another_process(tmp_path, store):
     child = run_child(
         'with LMDBStreamStateStore("c", arguments[0], sync=False) as store:\n'
         '    store.mark_processed("c", "t", [batch(i * 10, i * 10 + 9) for i in range(8_000)])\n'
-        '    store.save_document(("t", "big"), "x" * 3_000_000)\n',
+        '    store.replace_document(("t", "big"), "x" * 3_000_000, None)\n',
         tmp_path,
     )
     assert child.returncode == 0, child.stderr

@@ -213,8 +213,8 @@ def test_processed_batches_know_when(store):
 
 def test_documents(store):
     assert store.load_document(('t', 's')) is None
-    store.save_document(('t', 's'), 'one')
-    store.save_document(('t', ''), '')
+    assert store.replace_document(('t', 's'), 'one', None)
+    assert store.replace_document(('t', ''), '', None)
     assert store.load_document(('t', 's')) == 'one'
     assert store.load_document(('t', '')) == ''
     assert not store.replace_document(('t', 's'), 'two', None)
@@ -270,7 +270,6 @@ def test_cost_does_not_grow_with_history(store):
 def test_null_remembers_nothing():
     store = NullStreamStateStore()
     store.mark_processed('c', 't', [batch(0, 9)])
-    store.save_document(('t', 's'), 'text')
     store.cleanup_before_block('c', 't', 'eth', 5)
     assert not store.is_processed('c', 't', [batch(0, 9)])
     assert store.get_resume_position('c', 't', detect_gaps=True) is None

@@ -147,11 +147,6 @@ class UndoById:
         """Rows of this epoch lie there that only opening the stream anew will hide and delete."""
         self._left_over = True
 
-    @property
-    def has_left_over(self) -> bool:
-        """True until the stream is opened anew."""
-        return self._left_over
-
     def replace(self, key: StreamKey, state: StreamState, change: Callable[[_Record], _Record]) -> _Record:
         """Change the document, if it is still of our epoch. Raises StaleEpochError."""
         text = self.documents.read(key)

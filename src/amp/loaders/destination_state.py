@@ -74,10 +74,6 @@ class DestinationStateStore(StreamStateStore):
         state = self._state(*key)
         return state.to_json() if state is not None else None
 
-    def save_document(self, key: tuple[str, str], text: str) -> None:
-        """Raises DestinationError."""
-        raise self._refusal('writes')
-
     def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
         """Raises DestinationError."""
         raise self._refusal('writes')

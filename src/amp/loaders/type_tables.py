@@ -18,10 +18,6 @@ __all__ = ['TABLES']
 _JSON = Rule('', pa.string(), json_text)
 
 
-def _micro(kind: Any) -> pa.DataType:
-    return pa.timestamp('us', kind.tz)
-
-
 def _whole_decimal(kind: Any) -> pa.DataType:
     """A decimal128 without a negative scale."""
     return pa.decimal128(min(kind.precision - min(kind.scale, 0), 38), max(kind.scale, 0))

@@ -100,15 +100,11 @@ class StreamStateStore(ABC):
 
     @abstractmethod
     def load_document(self, key: tuple[str, str]) -> str | None:
-        """The text saved for a (table, stream), None when there is none."""
-
-    @abstractmethod
-    def save_document(self, key: tuple[str, str], text: str) -> None:
-        """Keep one text for a (table, stream), in place of the one before."""
+        """The one text that is kept for a (table, stream), None when there is none."""
 
     @abstractmethod
     def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
-        """Save `text` if what is there is still `expected` (None: nothing), in one step across processes."""
+        """Keep `text` if what is there is still `expected` (None: nothing), in one step across processes."""
 
     def close(self) -> None:  # noqa: B027  most stores hold nothing open
         """Let go of what the store holds open."""
@@ -231,10 +227,6 @@ class OrderedStateStore(StreamStateStore):
         value = self._run(lambda open_map: open_map(key, 'document').get(_DOCUMENT), write=False)
         return str(value[0]) if value is not None else None
 
-    def save_document(self, key: tuple[str, str], text: str) -> None:
-        """See StreamStateStore."""
-        self._run(lambda open_map: open_map(key, 'document').put(_DOCUMENT, (text,)), write=True)
-
     def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
         """See StreamStateStore."""
 
@@ -289,9 +281,6 @@ class NullStreamStateStore(StreamStateStore):
     def load_document(self, key: tuple[str, str]) -> str | None:
         """Always None."""
         return None
-
-    def save_document(self, key: tuple[str, str], text: str) -> None:
-        """Nothing."""
 
     def replace_document(self, key: tuple[str, str], text: str, expected: str | None) -> bool:
         """Always True: there is nothing that another could have changed."""

@@ -117,7 +117,6 @@ class Trial:
         self.wires = [Wire(feed, options) for feed in feeds]
         self.kills: list[str] = []
         self.points: list[str] = []
-        self.checks = 0
         self._kit = kit
         self._orders = list(orders)
         self._armed = False
@@ -223,7 +222,6 @@ class Trial:
                         positions[wire.feed] = destination.open_stream(key, Claim.now()).position
                 self._compare(loader, positions, 'after the stream was opened')
                 self._count_raw(loader, positions)
-        self.checks += 1
         return {feed.name: position for feed, position in positions.items()}
 
     def position(self, wire: Wire) -> ResumeWatermark:
