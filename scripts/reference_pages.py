@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,9 +40,17 @@ def cli_page() -> str:
     from amp.cli.app import app
 
     command = typer.main.get_command(app)
+    _tell_whole_sentences(command)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name='amp')
     text = re.sub(r'\A# `amp`\n', '', text)
     return _CLI_INTRO + re.sub(r'[ \t]+$', '', text, flags=re.MULTILINE).strip() + '\n'
+
+
+def _tell_whole_sentences(group: Any) -> None:
+    """In lists of commands: what is not said in a few words would be cut."""
+    for command in getattr(group, 'commands', {}).values():
+        command.short_help = command.get_short_help_str(limit=sys.maxsize)
+        _tell_whole_sentences(command)
 
 
 def configuration_page() -> str:
