@@ -6,16 +6,28 @@ the rows. Statements are plain enough for PostgreSQL and DuckDB alike; placehold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from amp.errors import ConfigError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, StaleEpochError
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import Claim, StreamInfo
 from amp.streaming.ledger import IdRun, StreamKey, StreamState
 
-__all__ = ['BEFORE_PREFIX', 'REPLACED_BY', 'Run', 'SqlStreams', 'in_runs', 'quote', 'same_keys', 'undo_statements']
+__all__ = [
+    'BEFORE_PREFIX',
+    'REPLACED_BY',
+    'Run',
+    'SqlStreams',
+    'guarded',
+    'in_runs',
+    'quote',
+    'same_keys',
+    'stale_epoch',
+    'undo_statements',
+]
 
 Run = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 
@@ -43,17 +55,25 @@ def same_keys(left: str, right: str, keys: Sequence[str]) -> str:
     return ' AND '.join(f'{left}.{quote(k)} IS NOT DISTINCT FROM {right}.{quote(k)}' for k in keys)
 
 
-def undo_statements(table: str, before: str | None, columns: Sequence[str], runs: Sequence[IdRun]) -> list[str]:
+def undo_statements(
+    table: str,
+    before: str | None,
+    columns: Sequence[str],
+    runs: Sequence[IdRun],
+    *,
+    tx_id: str = TX_ID,
+    replaced_by: str = REPLACED_BY,
+) -> list[str]:
     """The statements that take runs of ids back; the first deletes the rows themselves.
 
     `before` is the table of replaced rows (None when nothing was ever replaced): a row comes back when what replaced
-    it goes and it does not go itself.
+    it goes and it does not go itself. `tx_id` and `replaced_by` are what the destination calls the columns of ids.
     """
-    tx = quote(TX_ID)
+    tx = quote(tx_id)
     statements = [f'DELETE FROM {table} WHERE {in_runs(tx, runs)}']
     if before is not None:
         listed = ', '.join(quote(c) for c in columns)
-        gone, own = in_runs(quote(REPLACED_BY), runs), in_runs(tx, runs)
+        gone, own = in_runs(quote(replaced_by), runs), in_runs(tx, runs)
         statements += [
             f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {before} '
             f'WHERE {gone} AND ({tx} IS NULL OR NOT {own})',
@@ -161,6 +181,31 @@ class SqlStreams:
         first, *rest = text.split('{m}')
         marked = first + ''.join(self._mark.replace('#', str(n)) + part for n, part in enumerate(rest, start=1))
         return marked.replace('{t}', self._table)
+
+
+class Taken(Protocol):
+    """A loader whose streams another process may take over while a unit is open."""
+
+    def explained(self, table_name: str) -> AbstractContextManager[None]:
+        """Errors of the driver as ours."""
+
+    def refuse_if_taken(self, key: StreamKey, state: StreamState) -> None:
+        """Raises StaleEpochError when another process has the stream now; says nothing when that cannot be known."""
+
+
+@contextmanager
+def guarded(loader: Taken, key: StreamKey, state: StreamState) -> Iterator[None]:
+    """What a unit does, with errors as ours. Raises StaleEpochError when a failure was a take-over."""
+    try:
+        with loader.explained(key.table):
+            yield
+    except StaleEpochError:
+        raise
+    except DestinationError as error:
+        if error.retryable:
+            # It may have been cut off by who took the stream over: then trying again would be wrong.
+            loader.refuse_if_taken(key, state)
+        raise
 
 
 def stale_epoch(key: StreamKey, own: int, epoch: int, owner: str, taken_at: str) -> StaleEpochError:

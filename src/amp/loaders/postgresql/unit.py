@@ -6,18 +6,17 @@ the last statement only: a lock taken first would make workers queue for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from amp.errors import DestinationError, StaleEpochError
 from amp.loaders.points import reached
 from amp.loaders.postgresql.connect import run_on
 from amp.loaders.postgresql.copy import CopyInto
 from amp.loaders.postgresql.upsert import STAGE, make_stage, replace_by_key
-from amp.loaders.sql import REPLACED_BY, quote, undo_statements
+from amp.loaders.sql import REPLACED_BY, guarded, quote, undo_statements
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import StreamJob
 from amp.streaming.ledger import StreamState, Undo
@@ -46,7 +45,7 @@ class PostgreSQLUnit:
                 self._connection = loader.begin_unit(self._connection, state)
                 if undo is not None:
                     self._undo(undo)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the transaction is open
             self.rollback()
             raise
 
@@ -81,18 +80,8 @@ class PostgreSQLUnit:
             self._copy.abandon()
         self._loader.connections.give(self._connection)
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with self._loader.explained(self._job.key.table):
-                yield
-        except StaleEpochError:
-            raise
-        except DestinationError as error:
-            if error.retryable:
-                # It may have been cut off by who took the stream over: then trying again would be wrong.
-                self._loader.refuse_if_taken(self._job.key, self._state)
-            raise
+    def _guarded(self) -> AbstractContextManager[None]:
+        return guarded(self._loader, self._job.key, self._state)
 
     def _open_copy(self, schema: pa.Schema) -> CopyInto:
         columns = self._loader.columns(self._job.key.table)

@@ -15,19 +15,19 @@ themselves: when a transaction is ended from outside, what comes after it is ano
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from amp.errors import ConfigError, DestinationError, SchemaError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, SchemaError
 from amp.loaders.points import reached
 from amp.loaders.snowflake.connect import Session
 from amp.loaders.snowflake.state import Streams
 from amp.loaders.snowflake.types import name_in, quoted
 from amp.loaders.snowflake.ways import ROW, Rows, drop, lost_rows, way_of
-from amp.loaders.sql import in_runs, quote
+from amp.loaders.sql import guarded, in_runs, quote, undo_statements
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import StreamJob
 from amp.streaming.ledger import IdRun, StreamState, Undo
@@ -211,18 +211,8 @@ class SnowflakeUnit:
                 raise ended_from_outside(self._loader, key.table)
             raise found
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
-        try:
-            with self._loader.explained(self._job.key.table):
-                yield
-        except StaleEpochError:
-            raise
-        except DestinationError as error:
-            if error.retryable:
-                # It may have been cut off by who took the stream over: then trying again would be wrong.
-                self._loader.refuse_if_taken(self._job.key, self._state)
-            raise
+    def _guarded(self) -> AbstractContextManager[None]:
+        return guarded(self._loader, self._job.key, self._state)
 
 
 def transaction_name(loader: SnowflakeLoader, state: StreamState) -> str:
@@ -232,15 +222,10 @@ def transaction_name(loader: SnowflakeLoader, state: StreamState) -> str:
 
 def delete_runs(session: Session, table: str, runs: Sequence[IdRun], columns: Sequence[str], images: str | None) -> int:
     """Delete the rows of runs of ids, and give back what they had replaced; the number deleted."""
-    rows = session.count(f'DELETE FROM {table} WHERE {in_runs(_TX, runs)}')
-    if images is not None:
-        listed = ', '.join(quote(name) for name in columns)
-        gone, own = in_runs(quote(REPLACED_BY), runs), in_runs(_TX, runs)
-        session.run(
-            f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {images} '
-            f'WHERE {gone} AND ({_TX} IS NULL OR NOT {own})'
-        )
-        session.run(f'DELETE FROM {images} WHERE {gone} OR {own}')
+    first, *rest = undo_statements(table, images, columns, runs, tx_id=name_in(TX_ID), replaced_by=REPLACED_BY)
+    rows = session.count(first)
+    for statement in rest:
+        session.run(statement)
     return rows
 
 
