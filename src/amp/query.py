@@ -63,7 +63,7 @@ class Query:
         reading = Worker(read)
         try:
             return reading.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: it ends the call, whose thread would read on
             result.cancel()
             reading.join(1.0)
             raise
@@ -224,7 +224,7 @@ class Query:
             batches = _closing(first, responses)
             next(batches)
             return pa.RecordBatchReader.from_batches(result.schema, batches), responses
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the call is open, and nobody would close it
             responses.close()
             raise
 

@@ -61,6 +61,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             function(*args, **options)
             sys.stdout.flush()
         except BaseException as error:
+            # The one place where every error becomes a sentence; `_report` raises what is not ours.
             if debug and not isinstance(error, (KeyboardInterrupt, typer.Exit)):
                 raise
             raise typer.Exit(_report(error, as_events=bool(options.get('as_json')))) from None

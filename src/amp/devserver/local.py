@@ -163,7 +163,7 @@ class LocalAmp:
             )
             for name, derived in config.derived.items():
                 amp._derive(name, derived)
-        except BaseException:
+        except BaseException:  # whatever it is, no source stays open
             for source in sources.values():
                 source.close()
             raise

@@ -114,7 +114,7 @@ def node_source(url: str, network: str | None = None, options: RpcOptions | None
         follower = _follower(chain, node, store, how)
         if unanswered is None:
             _greet(follower)
-    except BaseException:
+    except BaseException:  # whatever it is, the folder is not kept locked
         store.close()
         raise
     return Source(chain, follower=follower, node=node, store=store, start_block=how.start_block)

@@ -66,7 +66,7 @@ class ParquetStore:
         try:
             self.identity = self._identity(identity)
             self._runs = self._open_runs()
-        except BaseException:
+        except BaseException:  # whatever it is, the folder is not kept locked
             self.close()
             raise
 

@@ -68,7 +68,7 @@ class Attempts:
             self.before()
             try:
                 result = once()
-            except Exception as error:
+            except Exception as error:  # drivers have their own kinds: `failed` tells which pass, the others are raised
                 kind = self.failed(error)
                 delay = backoff.next_delay() if kind.is_transient and may_repeat() else None
                 if delay is None:

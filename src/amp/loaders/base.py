@@ -135,7 +135,7 @@ class DataLoader(Hooks[TConfig]):
         started = time.perf_counter()
         try:
             rows, counted = self.attempts.run(once, self._may_repeat)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - the contract, as above
             return self._failure(error, table_name, started)
         return self._loaded(rows, counted, started, table_name, chosen, None if chosen.shape else table)
 
@@ -151,7 +151,7 @@ class DataLoader(Hooks[TConfig]):
         try:
             self.attempts.before()
             rows = self._load_all(source, counted, table_name, chosen)
-        except Exception as error:
+        except Exception as error:  # the contract, as above
             if source.error is not None:
                 raise source.error from error
             self.attempts.failed(error)

@@ -85,7 +85,7 @@ def _settled(destination: StreamingDestination, info: StreamInfo, claim: Claim) 
         unit = destination.begin(StreamJob(info.key), state, state.first_id, undo)
         try:
             unit.commit(undo.state)
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no unit is left open
             unit.rollback()
             raise
         state = undo.state

@@ -349,7 +349,7 @@ class StreamEngine:
             return act()
         except AmpError:
             raise
-        except Exception as error:
+        except Exception as error:  # drivers have their own kinds; each becomes a LoadError with its cause
             text = redact(f'{type(error).__name__}: {error}')
             failed = LoadError(
                 f'loading into {self._job.key.table!r} failed: {text}',

@@ -110,7 +110,7 @@ class Session:
                     raise pa.ArrowInvalid('no settings came')
                 self._keep_first = {name: value for name, value in _KEEP_FIRST.items() if name in known}
                 self.run('SELECT 1')
-        except BaseException:
+        except BaseException:  # whatever it is, no connection stays open
             self.close()
             raise
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,7 @@ class _Part:
 class DataWriter:
     """Writes batches into data files of `table`; the files are whole after `finish`, and gone after `abort`.
 
-    Batches have any columns of the table, by name; those that are missing are null. At most some 128 MB wait in memory.
+    In a `with`, they are gone when it is left by an error. Batches have any columns of the table, by name; those that are missing are null. At most some 128 MB wait in memory.
     """
 
     def __init__(self, table: Table) -> None:
@@ -142,6 +142,13 @@ class DataWriter:
             self._flush(max(self._parts.values(), key=lambda p: p.waiting_bytes))
         self.rows += batch.num_rows
         return batch.num_rows
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *exc_info: object) -> None:
+        if kind is not None:
+            self.abort()
 
     def write_all(self, reader: pa.RecordBatchReader) -> int:
         """Take all that a reader gives; how many rows."""

@@ -78,7 +78,7 @@ def compact(tables: CatalogTables, name: str) -> int:
     attempt = TableCommit(tables, name)
     try:
         attempt.run(plan)
-    except BaseException:
+    except BaseException:  # Ctrl-C too: no merged files stay that nothing names
         if working is not None and not attempt.in_doubt:
             working.abort()
         raise
@@ -138,15 +138,11 @@ def _bounded(group: Sequence[FileScanTask]) -> Iterator[list[FileScanTask]]:
 
 
 def _merge(working: Working, group: Sequence[FileScanTask]) -> None:
-    writer = DataWriter(working.table)
-    try:
+    with DataWriter(working.table) as writer:
         for task in group:
             for batch in file_batches(working.table, task, top_columns(working.table)):
                 writer.write(batch)
         working.add(writer.finish())
-    except BaseException:
-        writer.abort()
-        raise
     for task in group:
         working.drop(task.file)
 

@@ -115,8 +115,7 @@ class Working:
     def keep(self, task: FileScanTask, stays: Callable[[pa.RecordBatch], Flags]) -> int:
         """Rewrite a file without the rows that do not stay; how many went. A file without such rows is not touched."""
         removed = 0
-        writer = DataWriter(self.table)
-        try:
+        with DataWriter(self.table) as writer:
             for batch in file_batches(self.table, task, top_columns(self.table)):
                 flags = stays(batch)
                 removed += int(np.count_nonzero(~flags))
@@ -125,9 +124,6 @@ class Working:
                 writer.abort()
                 return 0
             self.add(writer.finish())
-        except BaseException:
-            writer.abort()
-            raise
         self.drop(task.file)
         return removed
 

@@ -280,10 +280,6 @@ def _read_image(table: Table, image: BeforeImage) -> pa.Table:
 
 
 def _put_back(working: Working, rows: pa.Table) -> None:
-    writer = DataWriter(working.table)
-    try:
+    with DataWriter(working.table) as writer:
         writer.write_all(rows.to_reader())
         working.add(writer.finish())
-    except BaseException:
-        writer.abort()
-        raise

@@ -122,7 +122,7 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
             yield
             if self._plain is not None:
                 self._plain.commit()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: no files of half a load stay
             if self._plain is not None:
                 self._plain.abort()
             raise

@@ -82,7 +82,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
                     with self._transaction():
                         self._lock(quote(self.config.schema))
                         self.run(f'CREATE SCHEMA IF NOT EXISTS {quote(self.config.schema)}')
-        except BaseException:
+        except BaseException:  # whatever it is, no connection stays open
             self.disconnect()
             raise
         self._is_connected = True
@@ -107,7 +107,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
             self._begin()
             try:
                 yield
-            except BaseException:
+            except BaseException:  # Ctrl-C too: half a load is to go
                 if not self._connection_broke():
                     self.connection.execute('ROLLBACK')
                 raise
@@ -226,7 +226,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         try:
             rows = sum(copy.write(batch) for batch in reader)
             copy.finish()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: only a COPY that was ended leaves the connection usable
             copy.abandon()
             raise
         if keys:
@@ -377,7 +377,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         try:
             state = self.streams.take(self.run, key, claim, after)
             self.connection.execute('COMMIT')
-        except BaseException:
+        except BaseException:  # Ctrl-C too: the connection is kept, and must not be inside a transaction
             with suppress(psycopg.Error, DestinationError):
                 self.connection.execute('ROLLBACK')
             raise

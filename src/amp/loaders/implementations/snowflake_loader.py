@@ -124,7 +124,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
                     self._plain.work.commit()
                 if self._plain.channel is not None:
                     self._plain.channel.wait()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: half a load is to go
             if self._plain.work is not None:
                 self._plain.work.rollback()
             raise
@@ -329,7 +329,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
                 try:
                     state, self.saved[key] = Streams().take(session, key, claim, after)
                     session.run('COMMIT')
-                except BaseException:
+                except BaseException:  # Ctrl-C too: the session goes back into the pool
                     session.rollback()
                     raise
             reached('open.taken')

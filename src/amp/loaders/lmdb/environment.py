@@ -205,7 +205,7 @@ class Environment:
         try:
             self._databases.clear()
             self._check_format()
-        except BaseException:
+        except BaseException:  # whatever it is, the file is not kept open
             self._env.close()
             raise
 

@@ -115,7 +115,7 @@ class Connections:
             with self._lock:
                 kept = self._idle.pop() if self._idle else None
             return kept if kept is not None else _dial(self._config)
-        except BaseException:
+        except BaseException:  # whatever it is, its place in the pool is free again
             self._free.release()
             raise
 

@@ -153,7 +153,7 @@ class Store:
         wire = self._kept() or self.server.wire(self.tag(table))
         try:
             yield wire
-        except BaseException:
+        except BaseException:  # Ctrl-C too: with a command half sent, no other may use it
             wire.close()
             raise
         if self.server.place.cluster:

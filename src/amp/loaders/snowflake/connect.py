@@ -169,7 +169,7 @@ class Sessions:
             with self._lock:
                 kept = self._idle.pop() if self._idle else None
             return kept if kept is not None else self.open(autocommit=False)
-        except BaseException:
+        except BaseException:  # whatever it is, its place in the pool is free again
             self._free.release()
             raise
 

@@ -180,7 +180,7 @@ class _TemporaryRows(_Way):
         self._session = loader.sessions.take()
         try:
             self._table = _temporary(self._session, self._columns(hexadecimal=self._hexadecimal))
-        except BaseException:
+        except BaseException:  # whatever it is, the session goes back into the pool
             loader.sessions.give(self._session)
             raise
 
