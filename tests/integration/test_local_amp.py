@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -11,6 +12,7 @@ import pytest
 
 from amp.devserver import LocalAmp
 from tests.support.bare_client import BareClient
+from tests.support.faults import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -132,11 +134,18 @@ def test_a_ticket_may_be_used_again(local_amp):
 
 
 def test_a_million_rows_do_not_crawl(local_amp):
-    _, client = local_amp(blocks=1000, logs_per_block=1000)
-    began = time.monotonic()
-    with client.open(LOGS) as stream:
-        assert sum(r.rows for r in stream) == 1_000_000
-    assert time.monotonic() - began < 20
+    """They cost less than to look at a fifth of them one by one, whatever the machine."""
+    amp, client = local_amp(blocks=1000, logs_per_block=1000)
+    served = []
+    for _ in range(2):
+        began = time.process_time()
+        with client.open(LOGS) as stream:
+            assert sum(r.rows for r in stream) == 1_000_000
+        served.append(time.process_time() - began)
+    fifth = amp.canonical('logs').slice(0, 200_000)
+    began = time.process_time()
+    assert len(fifth.to_pylist()) == 200_000
+    assert min(served) < time.process_time() - began
 
 
 # The switch between batch and stream
@@ -237,7 +246,7 @@ def test_silence_at_the_tip_and_news_when_there_are_some(local_amp):
         reader.join(0.3)
         assert reader.is_alive()
         amp.mine(2)
-        reader.join(10)
+        reader.join(60)
     assert got[0][-1].span == (3, 4)
     assert sum(r.rows for r in got[0]) == 2
 
@@ -250,7 +259,7 @@ def test_do_get_says_nothing_before_the_first_microbatch(local_amp):
     opener.join(0.3)
     assert opener.is_alive()
     amp.mine()
-    opener.join(10)
+    opener.join(60)
     with opened[0] as stream:
         assert stream.microbatch()[-1].span == (3, 3)
 
@@ -306,7 +315,7 @@ def test_a_cursor_above_the_chain_waits_for_it(local_amp):
     opener.join(0.3)
     assert opener.is_alive()
     amp.mine(1)
-    opener.join(10)
+    opener.join(60)
     with opened[0] as stream:
         assert stream.microbatch()[-1].span == (5, 5)
 
@@ -508,24 +517,22 @@ def test_a_token_is_asked_for_on_both_calls(local_amp):
 
 def test_a_client_that_leaves_leaves_no_thread_behind(local_amp):
     amp, client = local_amp(blocks=2)
-    waiting = set(threading.enumerate())
+    # Threads that run Python now; those that gRPC keeps for later calls do not.
+    before = set(sys._current_frames())
     for _ in range(3):
         with client.stream(BLOCKS) as stream:
             stream.microbatch()
-    deadline = time.monotonic() + 10
-    while amp.open_streams and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert amp.open_streams == 0
-    assert len(threading.enumerate()) <= len(waiting) + 1
+    wait_until(lambda: amp.open_streams == 0)
+    wait_until(lambda: set(sys._current_frames()) <= before)
 
 
 def test_stopping_ends_open_streams_and_the_port_serves_again(local_amp):
     amp, client = local_amp(blocks=2)
     with client.stream(BLOCKS) as stream:
         stream.microbatch()
-        began = time.monotonic()
         amp.stop()
-        assert time.monotonic() - began < 5
+        # It would still be waiting for the stream, had that not ended.
+        assert 'amp-devserver-close' not in [thread.name for thread in threading.enumerate()]
         with pytest.raises(fl.FlightUnavailableError):
             stream.raw_chunk()
     url = amp.url

@@ -124,7 +124,7 @@ def test_stall_until_released(amp, client):
         reader.join(0.2)
         assert reader.is_alive()
         fault.release()
-        reader.join(10)
+        reader.join(60)
     assert len(got[0]) == 4
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from contextlib import closing
 
 import pyarrow as pa
 import pytest
 
+from amp import events
 from amp.devserver import LocalAmp
 from amp.errors import ConnectError, LoadError, ProtocolError, QueryError
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
@@ -17,6 +19,7 @@ from amp.loaders.unit import StreamJob
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey
+from tests.support.faults import At, hook, wait_until
 from tests.support.following import SQL, at_head, expected, follow, position, stored, until_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -57,10 +60,12 @@ def test_a_server_that_restarts(amp, destination):
                 break
         amp.stop()
         amp.mine(3)
-        threading.Timer(0.3, amp.start).start()
+        # It comes back when it was missed.
+        unlisten = events.listen(lambda event: amp.start() if isinstance(event, events.Retrying) else None)
         for result in stream:
             if at_head(amp, result):
                 break
+        unlisten()
     assert stored(destination) == expected(amp)
 
 
@@ -77,10 +82,14 @@ def test_reorgs_while_it_follows(amp, destination):
     assert stored(destination) == expected(amp)
 
 
-def test_under_backlog_microbatches_share_a_commit_and_keep_their_own_ids(tmp_path):
+def test_under_backlog_microbatches_share_a_commit_and_keep_their_own_ids(tmp_path, monkeypatch):
     with LocalAmp.simulate(seed=5, blocks=400, logs_per_block=3, microbatch_max_blocks=2) as amp:
         destination = f'duckdb:///{tmp_path}/chain.db'
+        # The first commit takes so long that the server is far ahead of it.
+        ahead = amp.faults.call(lambda: None, at_block=300)
+        hook(monkeypatch, At('commit.before', ahead.wait))
         results = until_head(amp, destination)
+        hook(monkeypatch, None)
         assert len(results) < 200, 'every microbatch was a commit of its own'
         with DuckDBLoader({'url': destination}) as loader:
             [(ids,)] = loader.connection.execute('SELECT count(DISTINCT _amp_tx_id) FROM logs').fetchall()
@@ -137,12 +146,20 @@ def test_a_destination_that_refuses_stops_the_stream_and_moves_nothing(amp, dest
         assert not info.state.position
 
 
-def test_nothing_synced_yet_is_waited_for(tmp_path):
+def test_nothing_synced_yet_is_waited_for(tmp_path, caplog):
     destination = f'duckdb:///{tmp_path}/chain.db'
+    caplog.set_level(logging.INFO, 'amp.stream')
     with LocalAmp.simulate(seed=2, blocks=0, logs_per_block=2) as amp:
-        threading.Timer(0.3, amp.mine, [3]).start()
+
+        def mine_when_it_was_asked_in_vain() -> None:
+            wait_until(lambda: 'nothing new' in caplog.text)
+            amp.mine(3)
+
+        miner = threading.Thread(target=mine_when_it_was_asked_in_vain)
+        miner.start()
         with closing(follow(amp, destination)) as stream:
             result = next(r for r in stream if position(r).get(amp.network, (0,))[0] == 2)
+        miner.join()
         assert result.success
         assert stored(destination) == expected(amp)
 

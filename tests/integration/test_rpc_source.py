@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 
 import pytest
 
@@ -13,6 +12,8 @@ from amp.devserver.anvil import Anvil, find_anvil, install_anvil
 from amp.devserver.simulator import TRANSFER_TOPIC
 from amp.errors import ConfigError, ConnectError
 from tests.support.bare_client import BareClient
+from tests.support.faults import wait_until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +25,7 @@ def anvil_binary():
 
 @pytest.fixture
 def anvil(anvil_binary):
-    with Anvil(anvil_binary) as node:
+    with Anvil(anvil_binary, port=free_port()) as node:
         yield node
 
 
@@ -158,9 +159,7 @@ def test_an_outage_is_reported_and_waited_out(anvil):
     with LocalAmp.from_rpc(anvil.url, poll_seconds=0.01) as amp, BareClient(amp.url) as client:
         amp.wait_for_block(3)
         anvil.stop()
-        deadline = time.monotonic() + 10
-        while amp.source_error is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: amp.source_error is not None)
         assert 'does not answer' in str(amp.source_error)
         with pytest.raises(ConnectError, match='does not answer'):
             amp.sync()
@@ -190,7 +189,7 @@ def test_anvil_is_installed_once_by_many(tmp_path, anvil_binary):
         installer.join()
     assert len(found) == 2
     assert found[0] == found[1] == find_anvil(tmp_path / 'cache')
-    with Anvil(found[0]) as node:
+    with Anvil(found[0], port=free_port()) as node:
         assert node.deploy_erc20().startswith('0x')
 
 

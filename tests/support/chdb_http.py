@@ -196,8 +196,10 @@ class FrontProcess:
     """A front in a process of its own, to be killed and started again on the same folder and port."""
 
     def __init__(self, path: str, *, user: str = 'default', password: str = '', tls: tuple[str, ...] = ()) -> None:
+        from tests.support.ports import free_port
+
         self._arguments = [path, user, password, *tls]
-        self._port = 0
+        self._port = free_port()
         self.start()
 
     @property

@@ -30,7 +30,7 @@ def amp(
         [*AMP, *arguments],
         input=stdin,
         capture_output=True,
-        timeout=120,
+        timeout=280,
         check=False,
         cwd=cwd,
         env=environment(**extra),
@@ -59,23 +59,31 @@ def one_sentence(done: subprocess.CompletedProcess[bytes]) -> str:
 
 
 def until(
-    process: subprocess.Popen[bytes], wanted: Callable[[dict[str, Any]], bool], seconds: float = 60
+    process: subprocess.Popen[bytes], wanted: Callable[[dict[str, Any]], bool], seconds: float = 120
 ) -> dict[str, Any]:
-    """The first JSON event on the process's stdout that is wanted."""
-    assert process.stdout is not None
+    """The first JSON event on the process's stdout that is wanted; what comes after it stays to be read."""
     deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([process.stdout], [], [], left)[0]:
-            line = process.stdout.readline()
-            assert line, f'it ended with code {process.wait(10)}'
-            event: dict[str, Any] = json.loads(line)
-            if wanted(event):
-                return event
-    raise TimeoutError(f'no such event within {seconds} s')
+    while True:
+        event: dict[str, Any] = json.loads(_line(process, deadline))
+        if wanted(event):
+            return event
+
+
+def _line(process: subprocess.Popen[bytes], deadline: float) -> bytes:
+    """The next line, and not a byte more: a line that waits in a buffer here is one that `select` does not see."""
+    assert process.stdout is not None
+    line = b''
+    while not line.endswith(b'\n'):
+        if not select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise TimeoutError(f'no such event in time; the last was {line!r}')
+        byte = os.read(process.stdout.fileno(), 1)
+        assert byte, f'it ended with code {process.wait(30)}'
+        line += byte
+    return line
 
 
 def end(process: subprocess.Popen[bytes], how: int = signal.SIGINT) -> tuple[int, list[dict[str, Any]]]:
     """Signal the process: its exit code and the events that were still to come."""
     process.send_signal(how)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     return process.returncode, [json.loads(line) for line in out.splitlines()]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
@@ -28,6 +27,7 @@ class NodeFront:
         self.most_calls = 1 << 20
         self.body: bytes | None = None
         self._lock = threading.Lock()
+        self._ended = threading.Event()
         self._server = ThreadingHTTPServer(('127.0.0.1', 0), self._handler())
         self._server.daemon_threads = True
 
@@ -36,6 +36,7 @@ class NodeFront:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -44,7 +45,7 @@ class NodeFront:
         return f'http://127.0.0.1:{self._server.server_port}'
 
     def answer(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        time.sleep(self.delay)
+        self._ended.wait(self.delay)
         calls = json.loads(body)
         calls = calls if isinstance(calls, list) else [calls]
         with self._lock:

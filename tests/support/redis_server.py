@@ -21,7 +21,7 @@ import redis
 
 from tests.support.ports import free_port
 
-_LONGEST_START = 30
+_LONGEST_START = 120
 
 
 @contextmanager

@@ -75,8 +75,8 @@ def start_fakesnow() -> Iterator[dict[str, Any]]:
             'host': '127.0.0.1',
             'port': port,
             'protocol': 'http',
-            'network_timeout': 30,
-            'login_timeout': 15,
+            'network_timeout': 120,
+            'login_timeout': 60,
         }
     finally:
         process.kill()
@@ -108,7 +108,7 @@ def _make(folder: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f'the fakesnow server ended with {process.returncode}')

@@ -139,7 +139,7 @@ def test_who_waits_is_told_of_new_blocks():
     assert not chain.wait(version, 0.01)
     waiting = threading.Thread(target=simulator.mine, args=(1,))
     waiting.start()
-    assert chain.wait(version, 10)
+    assert chain.wait(version, 60)
     waiting.join()
 
 

@@ -39,7 +39,7 @@ def run_child(code: str, *arguments: str | Path) -> subprocess.CompletedProcess[
         capture_output=True,
         check=False,
         text=True,
-        timeout=60,
+        timeout=240,
         env=environment,
     )
 
@@ -183,7 +183,7 @@ def test_threads_lose_nothing(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     with LMDBStreamStateStore('c', tmp_path) as store:
         assert len(store.processed_batches('t')) == 200
         assert store.get_resume_position('c', 't', detect_gaps=True).gaps == ()

@@ -229,7 +229,7 @@ def test_threads_lose_nothing(store):
     ready = threading.Barrier(4)
 
     def work(part: list[BatchIdentifier]) -> None:
-        ready.wait(10)
+        ready.wait(60)
         for each in part:
             store.mark_processed('c', 't', [each])
             store.get_resume_position('c', 't', detect_gaps=True)
@@ -238,33 +238,39 @@ def test_threads_lose_nothing(store):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert len(store.processed_batches('t')) == 400
     assert store.get_resume_position('c', 't', detect_gaps=True).gaps == ()
 
 
 def test_cost_does_not_grow_with_history(store):
-    """A hundred times the batches, the same time: the best of several calls, with room for a slow machine."""
+    """A hundred times the batches, about the same time, whatever the machine: of several calls the best."""
 
     def best(call) -> float:
         times = []
-        for _ in range(7):
-            begin = time.perf_counter()
+        for _ in range(25):
+            begin = time.thread_time()
             call()
-            times.append(time.perf_counter() - begin)
+            times.append(time.thread_time() - begin)
         return min(times)
 
+    def costs(batches: list[BatchIdentifier]) -> list[float]:
+        store.mark_processed('c', 't', batches)
+        end = batches[-1].end_block
+
+        def undo_and_redo() -> None:
+            store.mark_processed('c', 't', [batch(0, end + 10)])  # over everything: its undo must not look at the rest
+            assert len(store.invalidate_from_block('c', 't', 'eth', end + 1)) == 1
+
+        return [
+            best(lambda: store.get_resume_position('c', 't')),
+            best(lambda: store.get_resume_position('c', 't', detect_gaps=True)),
+            best(undo_and_redo),
+        ]
+
     all_batches = chain(50_000)
-    end = all_batches[-1].end_block
-    store.mark_processed('c', 't', all_batches)
-
-    def undo_and_redo() -> None:
-        store.mark_processed('c', 't', [batch(0, end + 10)])  # over everything: its undo must not look at the rest
-        assert len(store.invalidate_from_block('c', 't', 'eth', end + 1)) == 1
-
-    assert best(lambda: store.get_resume_position('c', 't')) < 0.001
-    assert best(lambda: store.get_resume_position('c', 't', detect_gaps=True)) < 0.001
-    assert best(undo_and_redo) < 0.001
+    few, many = costs(all_batches[:500]), costs(all_batches)
+    assert all(more < 20 * less for less, more in zip(few, many, strict=True)), (few, many)
 
 
 def test_null_remembers_nothing():

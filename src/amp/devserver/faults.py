@@ -70,7 +70,7 @@ class Fault:
     _happened: threading.Event = field(default_factory=threading.Event)
     _released: threading.Event = field(default_factory=threading.Event)
 
-    def wait(self, timeout: float = 10) -> None:
+    def wait(self, timeout: float = 30) -> None:
         """Wait until the fault has happened. Raises TimeoutError."""
         if not self._happened.wait(timeout):
             raise TimeoutError(f'the fault has not happened within {timeout} s')
