@@ -490,3 +490,35 @@ def test_the_join_is_that_of_plain_python(
     found = list(zip(joined['n'].to_pylist(), joined['m'].to_pylist(), strict=True))
     assert found == oracle(own, other, how)
     assert joined['token'].to_pylist() == [rows_in['token'][n].as_py() for n, _ in found]
+
+
+KINDS: dict[str, pa.Array] = {
+    'text': pa.array([f's{i}' for i in range(50)]),
+    'empty': pa.array([''] * 50),
+    'bool': pa.array([i % 3 == 0 for i in range(50)]),
+    'three': pa.array([bytes([i]) * 3 for i in range(50)], pa.binary(3)),
+    'bytes': pa.array([b'x' * i for i in range(50)]),
+    'decimal': pa.array([decimal.Decimal(i) for i in range(50)]),
+    'time': pa.array(range(50), pa.timestamp('us')),
+    'few': pa.array([str(i % 3) for i in range(50)]).dictionary_encode(),
+    'list': pa.array([[i] for i in range(50)]),
+    'struct': pa.array([{'a': i} for i in range(50)]),
+    'some': pa.array([None if i % 4 == 0 else f's{i}' for i in range(50)]),
+    'all but one': pa.array([None, *range(1, 50)]),
+    'none': pa.nulls(50),
+}
+
+
+@pytest.mark.parametrize('how', ['inner', 'left'])
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('count', [0, 1, 50])
+def test_a_column_of_any_kind_comes_as_it_is_in_the_label(tmp_path: Path, how: str, kind: str, count: int) -> None:
+    keys = pa.array([bytes([i]) * 20 for i in range(50)], pa.binary(20))
+    manager = labels(tmp_path, l=pa.table({'address': keys, 'value': KINDS[kind]}).slice(0, count))
+    asked: list[bytes | None] = [bytes([i * 7 % 70]) * 20 for i in range(100)] + [None]
+    there = dict(zip(keys.to_pylist()[:count], KINDS[kind].to_pylist()[:count], strict=True))
+    config = LabelJoinConfig('l', 'address', 'address', how=how)
+    for given_keys in (asked, asked[:1], []):
+        found = rows(manager, {'address': pa.array(given_keys, pa.binary(20))}, config)
+        kept = [key for key in given_keys if how == 'left' or key in there]
+        assert found == [{'address': key, 'value': None if key is None else there.get(key)} for key in kept]

@@ -52,27 +52,30 @@ class BytesTable:
     def find(self, values: Column) -> Places:
         """For each value its place; -1 where it has none."""
         words = _words(values)
-        places = self._firsts.take(self._buckets(words))
+        # In numpy's own width, which it would otherwise make of them for every look.
+        places = self._firsts.take(self._buckets(words)).astype(np.intp)
         same = self._are(words, places)
         same &= places != len(self._words) - 1
         left = np.flatnonzero(self._has_next.take(places) & ~same)
         while len(left):
-            found = places.take(left) + 1
-            places[left] = found
-            hit = self._are(words.take(left, axis=0), found)
+            nexts = places.take(left) + 1
+            places[left] = nexts
+            hit = self._are(words.take(left, axis=0), nexts)
             same[left[hit]] = True
-            left = left[self._has_next.take(found) & ~hit]
+            left = left[self._has_next.take(nexts) & ~hit]
         if values.null_count:
             same &= values.is_valid().to_numpy(zero_copy_only=False)
-        np.copyto(places, np.int32(-1), where=~same)
-        return places
+        found = places.astype(np.int32)
+        np.copyto(found, np.int32(-1), where=~same)
+        return found
 
     def _buckets(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
         return (_hashed(words, self._factors) >> self._shift).view(np.int64)
 
-    def _are(self, words: npt.NDArray[np.uint32], places: Places) -> npt.NDArray[np.bool_]:
+    def _are(self, words: npt.NDArray[np.uint32], places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Whether the bytes are those of the places."""
-        likely = self._words.take(places, axis=0)
+        # Every place is one of the table: `clip` only says that there is nothing to look for beyond it.
+        likely = self._words.take(places, axis=0, mode='clip')
         same: npt.NDArray[np.bool_] = likely[:, 0] == words[:, 0]
         for column in range(1, words.shape[1]):
             same &= likely[:, column] == words[:, column]

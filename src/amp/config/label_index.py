@@ -134,10 +134,17 @@ class LabelIndex:
         # In the order of the codes, so that a code is a row; the last one is null, for keys that are not there.
         self._nowhere = len(rows)
         in_order: Column = pa.array(np.append(rows[order], 0), mask=np.arange(len(rows) + 1) == len(rows))
-        self.table = table.take(in_order).combine_chunks()
+        ordered = table.take(in_order).combine_chunks()
+        self._values = {column: plain(ordered[column]) for column in ordered.column_names}
+        # Arrow takes rows several times faster from what cannot be null.
+        self._solid = {
+            column: _without_validity(values)
+            for column, values in self._values.items()
+            if _is_flat(values.type) and values.null_count == 1
+        }
 
     def find(self, keys: Sequence[Column], left: bool) -> tuple[Column | None, Column]:
-        """Which rows of the stream stay (None: each, once), in order, and for each the row of `table`."""
+        """Which rows of the stream stay (None: each, once), in order, and for each its place in the label."""
         codes = self._codes([form.of(plain(values)) for form, values in zip(self._forms, keys, strict=True)])
         if self._starts is not None:
             return self._find_many(codes, self._starts, left)
@@ -147,6 +154,18 @@ class LabelIndex:
         if len(rows) == len(codes):
             return None, pa.array(codes)
         return pa.array(rows), pa.array(codes.take(rows))
+
+    def take(self, columns: Sequence[str], places: Column, left: bool) -> list[Column]:
+        """These columns of the label at the places that `find` gave; null where a row has no label."""
+        validity = pc.not_equal(places, self._nowhere).buffers()[1] if left else None
+        taken = []
+        for column in columns:
+            solid = self._solid.get(column)
+            values = (self._values[column] if solid is None else solid).take(places)
+            if solid is not None and validity is not None:
+                values = pa.Array.from_buffers(values.type, len(values), [validity, *values.buffers()[1:]])
+            taken.append(values)
+        return taken
 
     def _find_many(self, codes: Places, starts: npt.NDArray[np.int64], left: bool) -> tuple[Column, Column]:
         present = codes >= 0
@@ -226,6 +245,16 @@ def _as_int64(values: Column) -> Column:
         return values.cast(pa.int64())
     fits = pc.less_equal(values, pa.scalar(_INT64_MAX, pa.uint64()))
     return pc.if_else(fits, values, pa.scalar(None, pa.uint64())).cast(pa.int64())
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    """True when all there is of a value stands in the buffers of its own array."""
+    is_bytes = pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return is_bytes or pa.types.is_primitive(kind) or pa.types.is_decimal(kind)
+
+
+def _without_validity(values: Column) -> Column:
+    return pa.Array.from_buffers(values.type, len(values), [None, *values.buffers()[1:]], 0, values.offset)
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -43,7 +43,7 @@ class _Step:
         kept = [_movable(column) for column in batch.columns]
         if rows is not None:
             kept = [column.take(rows) for column in kept]
-        added = [plain(self.index.table[name]).take(found) for name in self.columns]
+        added = self.index.take(self.columns, found, self.config.how == 'left')
         return pa.RecordBatch.from_arrays([*kept, *added], schema=self.schema)
 
 
