@@ -9,6 +9,7 @@ would; one that fails for good ends everything.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import logging
@@ -17,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pyarrow as pa
@@ -32,6 +33,30 @@ for _driver in ('clickhouse_connect', 'psycopg', 'snowflake', 'pyiceberg'):
     logging.getLogger(_driver).setLevel(logging.CRITICAL)
 
 _RETRY = RetryConfig(max_retries=None, initial_backoff_ms=50, max_backoff_ms=1_000)
+
+
+class _MallInfo(ctypes.Structure):
+    """What glibc says of its heap (mallinfo2), in its order."""
+
+    _fields_: ClassVar = [
+        (name, ctypes.c_size_t)
+        for name in (
+            'arena', 'ordblks', 'smblks', 'hblks', 'hblkhd', 'usmblks', 'fsmblks', 'uordblks', 'fordblks', 'keepcost',
+        )
+    ]  # fmt: skip
+
+
+def _malloc_bytes() -> int | None:
+    """Bytes that are in use in the heap of the C library; None where it does not say."""
+    if _mallinfo is None:
+        return None
+    found = _mallinfo()
+    return int(found.uordblks + found.hblkhd)
+
+
+_mallinfo = getattr(ctypes.CDLL(None), 'mallinfo2', None)
+if _mallinfo is not None:
+    _mallinfo.restype = _MallInfo
 
 
 class Follower:
@@ -100,6 +125,8 @@ class Follower:
             'seconds': round(time.monotonic() - self._started, 1),
             'rss': self._process.memory_info().rss,
             'arrow': pa.total_allocated_bytes(),
+            'blocks': sys.getallocatedblocks(),
+            'malloc': _malloc_bytes(),
             'fds': self._process.num_fds(),
             'sockets': len(self._process.net_connections(kind='inet')),
             'threads': self._process.num_threads(),

@@ -43,7 +43,19 @@ def figures(
         'memory growth of the second half in MB': round(
             slope(half, 'rss') * (half[-1]['seconds'] - half[0]['seconds']) / _MB, 1
         ),
+        # Whose it is: what Python holds, what the C library has given out, what Arrow has. The rest of the memory is held
+        # by allocators that libraries bring with them, and by what they keep for the next time.
+        'python blocks, least of each tenth': _least(samples, 'blocks'),
+        'malloc in MB, least of each tenth': [round(n / _MB, 1) for n in _least(samples, 'malloc')],
+        'arrow in MB, least of each tenth': [round(n / _MB, 1) for n in _least(samples, 'arrow')],
         'fds': [s['fds'] for s in samples[::step]],
         'threads': [s['threads'] for s in samples[::step]],
         'sockets': [s['sockets'] for s in samples[::step]],
     }
+
+
+def _least(samples: Sequence[Sample], key: str) -> list[int]:
+    """What was held at the quietest moment of each tenth: work under way and uncollected rubbish come on top."""
+    size = max(len(samples) // 10, 1)
+    tenths = [[s[key] for s in samples[at : at + size] if s[key] is not None] for at in range(0, len(samples), size)]
+    return [min(tenth) for tenth in tenths[:10] if tenth]

@@ -189,6 +189,10 @@ def test_streams_stay_exact_and_leave_nothing(request: pytest.FixtureRequest, tm
         assert not any(left.values()), f'connections are left: {left}'
         assert amp.open_streams == 0, 'streams are left at the server'
     assert report['memory growth of the second half in MB'] <= MOST_GROWTH, report
+    assert calm['arrow'] <= len(places) * 1024**2, 'rows are held though every one of them is committed'
+    blocks = report['python blocks, least of each tenth']
+    if SECONDS >= 600:
+        assert blocks[-1] <= 1.03 * blocks[len(blocks) // 2], f'Python objects become more: {blocks}'
     assert not [name for name in last['python_threads'] if name.startswith('amp')], last
     # One stream more or less may be between two connections.
     early = child.samples[min(5, len(child.samples) - 1)]
