@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,15 +14,6 @@ from amp.testing.conformance import Conformance, Destination
 from amp.testing.suite import ExactlyOnceTests
 from tests.support.s3 import BUCKET, s3_options
 from tests.support.tcp_proxy import TcpProxy
-
-
-@dataclass(frozen=True)
-class AppendsOnly(Destination):
-    """It upserts in plain loads, not in streams."""
-
-    @property
-    def upserts(self) -> bool:
-        return False
 
 
 @pytest.mark.deltalake
@@ -37,7 +27,7 @@ class TestDeltaLake(ExactlyOnceTests):
     }
 
     def make_destination(self, tmp_path):
-        return AppendsOnly('deltalake', {'root': str(tmp_path / 'lake')})
+        return Destination('deltalake', {'root': str(tmp_path / 'lake')})
 
 
 class _LosesCommits:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 from amp.devserver import LocalAmp
+from amp.errors import ConfigError
 from amp.loaders.base import DataLoader
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim
@@ -71,8 +72,12 @@ class Destination:
 
     @property
     def upserts(self) -> bool:
-        """True when the loader takes UPSERT."""
-        return LoadMode.UPSERT in loader_class(self.loader).SUPPORTED_MODES
+        """True when streams of the loader take UPSERT as it is configured; it says so itself."""
+        try:
+            self.make().check_mode(LoadMode.UPSERT, ('address',), stream=True)
+        except ConfigError:
+            return False
+        return True
 
 
 @dataclass(frozen=True)
