@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from amp.client import Client
     from amp.loaders.base import DataLoader
 
-__all__ = ['Lane', 'LaneSpec', 'PartitionError', 'Stopped', 'tell_committed']
+__all__ = ['Lane', 'LaneSpec', 'Opening', 'PartitionError', 'Stopped', 'tell_committed']
 
 logger = logging.getLogger('amp.backfill')
 
@@ -98,8 +98,16 @@ class LaneSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Opening:
+    """What the lanes of one process begin with one after the other: taking their numbers, and making the table."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.table_is_made = False
+
+
 class Lane:
-    """A lane at work. `opening` is held while the lane is taken or the table made; `stop` ends it from any thread.
+    """A lane at work. Those that may begin at the same moment share `opening`; `stop` ends it from any thread.
 
     Close it: the answer to a query that it sent ahead may be under way.
     """
@@ -110,14 +118,14 @@ class Lane:
         loader: DataLoader[Any],
         spec: LaneSpec,
         number: int,
-        opening: AbstractContextManager[Any] | None = None,
+        opening: Opening | None = None,
         stop: threading.Event | None = None,
     ) -> None:
         self.number = number
         self._client = client
         self._loader = loader
         self._spec = spec
-        self._opening = opening or nullcontext()
+        self._opening = opening or Opening()
         self._stop = stop or threading.Event()
         self.key = StreamKey(spec.table, lane_name(spec.stream, number))
         self._job = StreamJob(self.key, options=dict(spec.options))
@@ -146,7 +154,7 @@ class Lane:
         """Take the lane: a new epoch, the truth of what it has done."""
         self._loader._ensure_connected()
         after = self._state.epoch if self._state is not None else None
-        with self._opening:
+        with self._opening.lock:
             self._state = self._destination.open_stream(self.key, self._claim, after)
         self._in_doubt = False
         self._counter = 0
@@ -156,7 +164,7 @@ class Lane:
         """Land a partition, unless it is there. Raises PartitionError when it failed for good, Stopped.
 
         `ahead` is called when all rows have come: the query of the partition that it gives is sent while they are
-        committed, so that its answer is under way when it is its turn.
+        written and committed, so that its answer is under way when it is its turn.
         """
         backoff = ExponentialBackoff(self._spec.retry)
         while True:
@@ -217,6 +225,15 @@ class Lane:
             if response is not None:
                 yield response
 
+    def _looking_ahead(
+        self, asked: StreamingResultIterator, responses: Iterator[Any], ahead: Callable[[], QueryPartition | None]
+    ) -> Iterator[Any]:
+        """The same, and the next partition asked for as soon as all of this one has come: one answer at a time."""
+        for response in responses:
+            if asked.has_come and self._asked is None and (following := ahead()) is not None:
+                self._ask(following)
+            yield response
+
     def _load(self, partition: QueryPartition, ahead: Callable[[], QueryPartition | None]) -> LoadResult:
         started = time.perf_counter()
         done = BlockRange(self._spec.network, partition.start_block, partition.end_block - 1)
@@ -232,10 +249,9 @@ class Lane:
             unit = self._destination.begin(self._job, self._opened, tx_id, None)
             self._has_begun = True
             try:
-                rows, nbytes = self._write(unit, chain([first], responses), tx_id, done)
+                all_of_them = self._looking_ahead(asked, chain([first], responses), ahead)
+                rows, nbytes = self._write(unit, all_of_them, tx_id, done)
                 state = self._labelled(self._opened.fill(tx_id, done, final=done.end <= self._final_end))
-                if (following := ahead()) is not None:
-                    self._ask(following)
                 reached('lane.before_commit')
                 unit.commit(state)
                 reached('lane.committed')
@@ -275,8 +291,15 @@ class Lane:
         if not self._prepared:
             settings = self._spec.settings
             stamped = stamped_schema(self._shape.schema(schema))
-            with self._opening:
-                self._loader.prepare_table(stamped, self.key.table, settings.create_table, settings.schema_evolution)
+            what = stamped, self.key.table, settings.create_table, settings.schema_evolution
+            with self._opening.lock:
+                is_first = not self._opening.table_is_made
+                if is_first:
+                    self._loader.prepare_table(*what)
+                    self._opening.table_is_made = True
+            if not is_first:
+                # They only look, so they need not wait for each other.
+                self._loader.prepare_table(*what)
             self._labels = self._shape.labels(schema)
             self._prepared = True
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from amp.backfill.lane import Lane, LaneSpec, PartitionError, Stopped, tell_committed
+from amp.backfill.lane import Lane, LaneSpec, Opening, PartitionError, Stopped, tell_committed
 from amp.backfill.progress import Progress
 from amp.errors import AmpError, DestinationError
 from amp.events import Working, emit
@@ -63,7 +63,7 @@ class ThreadLanes:
         self._results: _Results = queue.SimpleQueue()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._opening = threading.Lock()
+        self._opening = Opening()
         self._at_work = set(range(config.num_workers))
 
     def run(self) -> Iterator[LoadResult]:

@@ -59,6 +59,11 @@ class StreamingResultIterator:
         """True when a batch is waiting already: the source is ahead of the consumer."""
         return bool(self._queue)
 
+    @property
+    def has_come(self) -> bool:
+        """True when the source has ended well: the batches that are left wait here already."""
+        return self._finished and self._error is None
+
     def start(self) -> None:
         """Begin to read: what is asked for is under way before the first `get`. Harmless when it has begun."""
         with self._changed:
