@@ -14,10 +14,10 @@ import pytest
 from amp import events
 from amp.backfill import remote
 from amp.devserver import LocalAmp
-from amp.loaders import points
 from amp.loaders.settings import StreamSettings
 from amp.streaming.resilience import RetryConfig
 from tests.integration.test_parallel_streaming import below, executor
+from tests.support.faults import hook
 from tests.support.following import stored
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -59,8 +59,11 @@ class Consumer:
         return not self._thread.is_alive()
 
 
-def no_lane_is_left() -> bool:
-    return not [thread for thread in threading.enumerate() if thread.name.startswith('amp-lane')]
+@pytest.fixture
+def lanes():
+    """The lanes of this test that are there when it is asked."""
+    others = set(threading.enumerate())
+    return lambda: [t for t in set(threading.enumerate()) - others if t.name.startswith('amp-lane')]
 
 
 @contextmanager
@@ -81,7 +84,7 @@ def after_the_first_commit(act: Callable[[], object]) -> Iterator[threading.Even
         unlisten()
 
 
-def test_while_it_waits_for_another_try(amp, destination):
+def test_while_it_waits_for_another_try(amp, destination, lanes):
     stop = threading.Event()
     runner = executor(amp, destination, max_block=200, num_workers=1, retry_config=AN_HOUR)
     with after_the_first_commit(lambda: amp.faults.refuse('UNAVAILABLE', 'busy', times=100)) as waits:
@@ -89,7 +92,7 @@ def test_while_it_waits_for_another_try(amp, destination):
         assert waits.wait(SECONDS)
     stop.set()
     assert consumer.has_ended
-    assert no_lane_is_left()
+    assert not lanes()
     amp.faults.clear()
     assert 0 < sum(r.metadata['blocks'] for r in consumer.results) < 200
     list(executor(amp, destination, max_block=200).load_with_resume_optimization())
@@ -97,7 +100,7 @@ def test_while_it_waits_for_another_try(amp, destination):
 
 
 @pytest.mark.parametrize('how', ['stop', 'close'])
-def test_while_the_server_says_nothing(amp, destination, how):
+def test_while_the_server_says_nothing(amp, destination, lanes, how):
     stop = threading.Event()
     runner = executor(amp, destination, max_block=200, num_workers=1, partition_size=20)
     results = runner.load_with_resume_optimization(settings=StreamSettings(stop=stop))
@@ -109,7 +112,7 @@ def test_while_the_server_says_nothing(amp, destination, how):
         stop.set()
     consumer = Consumer(results, closes_at_once=how == 'close')
     assert consumer.has_ended
-    assert no_lane_is_left()
+    assert not lanes()
     amp.faults.clear()
     list(executor(amp, destination, max_block=200).load_with_resume_optimization())
     assert stored(destination) == below(amp, 200)
@@ -156,7 +159,7 @@ def test_the_next_partition_is_asked_for_before_the_last_one_is_committed(amp, d
             seen.append(point)
             assert asked.wait(SECONDS), 'the lane asks only afterwards'
 
-    monkeypatch.setattr(points, 'hook', reached)
+    hook(monkeypatch, reached)
     runner = executor(amp, destination, max_block=120, num_workers=1)
     open_result = runner.client.transport.open
 

@@ -217,6 +217,14 @@ class Lane:
         self._asked = partition, responses
         return responses
 
+    def _pause(self) -> None:
+        """As long as the destination asked for, unless it is to stop. Raises CircuitOpenError."""
+        attempts = self._loader.attempts
+        attempts.breaker.before()
+        milliseconds = attempts.limiter.get_current_delay() if attempts.limiter.config.enabled else 0
+        if self._stop.wait(milliseconds / 1000):
+            raise Stopped
+
     def _answers(self, responses: StreamingResultIterator) -> Iterator[Any]:
         """What comes; looks up now and then whether to stop, for a server may be silent as long as it likes."""
         while (response := responses.get(_LOOK_UP)) is not END:
@@ -238,7 +246,7 @@ class Lane:
         started = time.perf_counter()
         done = BlockRange(self._spec.network, partition.start_block, partition.end_block - 1)
         tx_id = transaction_id(self._opened.number, self._opened.epoch, self._counter)
-        self._loader.attempts.before()
+        self._pause()
         asked, self._asked = self._ask(partition), None
         with closing(asked):
             responses = self._answers(asked)
