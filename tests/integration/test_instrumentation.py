@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_the_command_line_answers_for_its_metrics(amp, tmp_path):
     with subprocess.Popen([*arguments, '--metrics', address], stdout=subprocess.PIPE, text=True) as process:
         seen = (json.loads(line) for line in process.stdout)
         assert any(e['event'] == 'commit' and e['position']['simnet']['number'] == amp.head[0] for e in seen)
-        with urllib.request.urlopen(f'http://{address}/metrics', timeout=10) as answer:
+        with urllib.request.urlopen(f'http://{address}/metrics', timeout=60) as answer:
             text = answer.read().decode()
         taken = subprocess.run([*arguments, '--metrics', address], capture_output=True, text=True, check=False)
         process.terminate()
@@ -93,7 +94,39 @@ def test_the_command_line_answers_for_its_metrics(amp, tmp_path):
     assert (taken.returncode, taken.stderr.count('\n')) == (3, 2)
     assert 'metrics cannot be served' in taken.stderr
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f'http://{address}/metrics', timeout=10)
+        urllib.request.urlopen(f'http://{address}/metrics', timeout=60)
+
+
+def test_a_reading_never_shows_half_of_an_event():
+    registry, over = CollectorRegistry(), threading.Event()
+    undone = events.Undone('duckdb', 'logs', 'logs', rows=7, depth=2)
+
+    def undo() -> None:
+        while not over.is_set():
+            events.emit(undone)
+
+    end = prometheus.watch(registry)
+    undoing = threading.Thread(target=undo)
+    undoing.start()
+    try:
+        for _ in range(2000):
+            seen = {
+                s.name: s.value
+                for family in registry.collect()
+                for s in family.samples
+                if 'undone' in s.name or 'reorgs' in s.name
+            }
+            count = seen.get('amp_reorgs_total', 0)
+            assert (seen.get('amp_rows_undone_total', 0), seen.get('amp_blocks_undone_total', 0)) == (
+                7 * count,
+                2 * count,
+            )
+    finally:
+        over.set()
+        undoing.join()
+        end()
+    assert count
+    assert list(registry.collect()) == []
 
 
 @pytest.mark.parametrize('address', ['9464x', 'localhost', '127.0.0.1:99999', ':'])

@@ -68,7 +68,7 @@ left = 2
 def reached(name):
     global left
     left -= name == point
-    if left == 0:
+    if left <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
 points.hook = reached
 client = Client(url)
@@ -82,7 +82,7 @@ def killed_and_continued(amp: LocalAmp, loader_name: str, config: dict[str, obje
     """Killed with -9 before a commit, run again and killed after one, run again: every row below the end, once."""
     for point in ('lane.before_commit', 'lane.committed'):
         arguments = [amp.url, loader_name, json.dumps(config), point]
-        done = subprocess.run([sys.executable, '-c', _KILLED, *arguments], check=False, timeout=120)
+        done = subprocess.run([sys.executable, '-c', _KILLED, *arguments], check=False, timeout=240)
         assert done.returncode == -9
     with Client(amp.url) as client:
         client.configure_connection('it', loader_name, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -24,6 +25,7 @@ from amp.loaders.status import status_of
 from amp.loaders.verify import verify
 from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor
 from amp.streaming.resilience import RetryConfig
+from tests.support.faults import hook
 from tests.support.following import SQL, at_head, expected, follow, stored, until_head
 
 pytestmark = pytest.mark.integration
@@ -221,12 +223,23 @@ def test_another_query_under_the_same_name_is_refused(amp, destination):
         )
 
 
-def test_closing_the_iterator_stops_the_workers_and_a_rerun_goes_on(amp, destination):
+def test_closing_the_iterator_stops_the_workers_and_a_rerun_goes_on(amp, destination, monkeypatch):
+    begun, leaving = itertools.count(1), threading.Event()
+
+    def half_way(point: str) -> None:
+        # However fast they are: some of the 60 partitions are left when they are told to stop.
+        if point == 'lane.before_commit' and next(begun) > 30:
+            leaving.wait(60)
+
+    hook(monkeypatch, half_way)
+    others = set(threading.enumerate())
     with closing(
         executor(amp, destination, partition_size=10, max_block=600).load_with_resume_optimization()
     ) as results:
         next(results)
-    assert not [t for t in threading.enumerate() if t.name.startswith('amp-lane')]
+        leaving.set()
+    assert not [t for t in set(threading.enumerate()) - others if t.name.startswith('amp-lane')]
+    hook(monkeypatch, None)
     done = stored(destination)
     list(executor(amp, destination, max_block=600).load_with_resume_optimization())
     assert stored(destination) == expected(amp)
@@ -245,7 +258,7 @@ def reached(point):
     global left
     if point == sys.argv[4]:
         left -= 1
-        if left == 0:
+        if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
 points.hook = reached
 config = ParallelConfig(num_workers=2, table_name='eth_rpc.logs', partition_size=40, max_block=400)
@@ -258,7 +271,7 @@ list(runner.load_with_resume_optimization())
 def test_killed_in_the_middle_it_goes_on_where_it_was(amp, destination, point):
     for nth in (1, 3):
         done = subprocess.run(
-            [sys.executable, '-c', _KILLED, amp.url, destination, str(nth), point], check=False, timeout=60
+            [sys.executable, '-c', _KILLED, amp.url, destination, str(nth), point], check=False, timeout=240
         )
         assert done.returncode == -9
     list(executor(amp, destination, max_block=400).load_with_resume_optimization())

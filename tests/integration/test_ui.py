@@ -69,10 +69,10 @@ def page(*arguments: str) -> Iterator[str]:
 def state_of(link: str) -> dict:
     """What the page asks for, after its first look."""
     browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-    browser.open(link, timeout=10).close()
-    deadline = time.monotonic() + 30
+    browser.open(link, timeout=60).close()
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        with browser.open(f'{link.partition("?")[0]}api/state', timeout=10) as answer:
+        with browser.open(f'{link.partition("?")[0]}api/state', timeout=60) as answer:
             state = json.load(answer)
         if state['at'] is not None:
             return state
@@ -84,7 +84,7 @@ def seen_by_a_browser(link: str, folder: Path) -> Text:
     done = subprocess.run(
         [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={folder}', '--dump-dom',
          '--virtual-time-budget=6000', link],
-        capture_output=True, text=True, timeout=90, check=True,
+        capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
     return Text(done.stdout)
 
@@ -153,7 +153,7 @@ def test_reorgs_gaps_and_figures_of_a_running_stream(amp, tmp_path):
             state_of(link)
             amp.reorg(4)
             undone = wait_for(events, lambda e: e['event'] == 'reorg')
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not (state := state_of(link))['reorgs']:
                 assert time.monotonic() < deadline
         process.terminate()
@@ -170,7 +170,7 @@ def wait_for(events, wanted):
 
 def refusal(request: str | urllib.request.Request) -> tuple[int, str]:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=60)
     with refused.value as answer:
         return answer.code, answer.read().decode()
 

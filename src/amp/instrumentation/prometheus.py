@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from amp.errors import ConfigError, MissingExtraError
 from amp.events import Committed, Event, Retrying, Undone, Working, listen
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry, Metric
+    from prometheus_client.metrics import MetricWrapperBase
+    from prometheus_client.registry import Collector
 
 __all__ = ['serve', 'watch']
 
@@ -29,26 +32,34 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
     except ImportError as error:
         raise MissingExtraError('prometheus', 'prometheus-client') from error
     own = registry if registry is not None else REGISTRY
-    rows = Counter('amp_rows', 'Rows that are durable', _LABELS, registry=own)
-    size = Counter('amp_bytes', 'Their bytes in Arrow', _LABELS, registry=own)
-    commits = Counter('amp_commits', 'Commits', _LABELS, registry=own)
+    rows = Counter('amp_rows', 'Rows that are durable', _LABELS, registry=None)
+    size = Counter('amp_bytes', 'Their bytes in Arrow', _LABELS, registry=None)
+    commits = Counter('amp_commits', 'Commits', _LABELS, registry=None)
     seconds = Histogram(
-        'amp_commit_seconds', 'From the first row of a unit to its commit', _LABELS, buckets=_SECONDS, registry=own
+        'amp_commit_seconds', 'From the first row of a unit to its commit', _LABELS, buckets=_SECONDS, registry=None
     )
-    reorgs = Counter('amp_reorgs', 'Reorgs that were undone', _LABELS, registry=own)
-    undone = Counter('amp_rows_undone', 'Rows that reorgs took back', _LABELS, registry=own)
-    depth = Counter('amp_blocks_undone', 'Blocks that reorgs took back', _LABELS, registry=own)
-    retries = Counter('amp_retries', 'Failures that were tried again', ('what', 'kind'), registry=own)
-    position = Gauge('amp_position', 'The newest block that is durable', (*_LABELS, 'network'), registry=own)
+    reorgs = Counter('amp_reorgs', 'Reorgs that were undone', _LABELS, registry=None)
+    undone = Counter('amp_rows_undone', 'Rows that reorgs took back', _LABELS, registry=None)
+    depth = Counter('amp_blocks_undone', 'Blocks that reorgs took back', _LABELS, registry=None)
+    retries = Counter('amp_retries', 'Failures that were tried again', ('what', 'kind'), registry=None)
+    position = Gauge('amp_position', 'The newest block that is durable', (*_LABELS, 'network'), registry=None)
 
     at = Gauge(
         'amp_partition_block',
         'What the workers of a backfill have in hand',
         ('table', 'stream', 'network', 'slot', 'edge'),
-        registry=own,
+        registry=None,
     )
+    metrics = (rows, size, commits, seconds, reorgs, undone, depth, retries, position, at)
+    one_at_a_time = threading.Lock()
+    at_once = _at_once(metrics, one_at_a_time)
+    own.register(at_once)
 
     def on(event: Event) -> None:
+        with one_at_a_time:
+            count(event)
+
+    def count(event: Event) -> None:
         if isinstance(event, Working):
             for edge, block in (('first', event.first), ('last', event.last)):
                 where = (event.table, event.stream, event.network, str(event.worker), edge)
@@ -77,10 +88,24 @@ def watch(registry: CollectorRegistry | None = None) -> Callable[[], None]:
 
     def end() -> None:
         stop()
-        for metric in (rows, size, commits, seconds, reorgs, undone, depth, retries, position, at):
-            own.unregister(metric)
+        own.unregister(at_once)
 
     return end
+
+
+def _at_once(metrics: Sequence[MetricWrapperBase], one_at_a_time: threading.Lock) -> Collector:
+    """All of them as they are between two events: nobody reads a reorg without its rows."""
+    from prometheus_client.registry import Collector
+
+    class AtOnce(Collector):
+        def describe(self) -> Iterable[Metric]:
+            return [family for metric in metrics for family in metric.describe()]
+
+        def collect(self) -> Iterable[Metric]:
+            with one_at_a_time:
+                return [family for metric in metrics for family in metric.collect()]
+
+    return AtOnce()
 
 
 def positions(event: Committed) -> dict[str, int]:

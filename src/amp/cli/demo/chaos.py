@@ -154,7 +154,7 @@ class _Storm:
         self._armed: list[Fault] = []
 
     def rage(self, seconds: float) -> None:
-        """Mischief for so long, from the first commit on."""
+        """Mischief for so long, from the first commit on, and until there was a kill and a reorg on the slowest machine."""
         mischief: list[tuple[Callable[[], None], int]] = [
             (self._cut, 8),
             (self._end_early, 5),
@@ -167,7 +167,7 @@ class _Storm:
         kinds, weights = zip(*mischief, strict=True)
         self._until_commit()
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or not (self._toll.kills and self._toll.reorgs):
             self._weather()
             self._move_chain()
             self._chance.choices(kinds, weights)[0]()
