@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -79,6 +80,24 @@ def seconds_in_new_python(code: str) -> float:
     started = time.perf_counter()
     subprocess.run([sys.executable, '-c', code], check=True, cwd=REPOSITORY)
     return time.perf_counter() - started
+
+
+class Places:
+    """A new path for each run; what the run before it left is gone. `ending` is that of a file's name."""
+
+    def __init__(self, folder: str, ending: str = '') -> None:
+        self._folder = Path(folder)
+        self._ending = ending
+        self._count = 0
+
+    def new(self) -> str:
+        for old in self._folder.iterdir():
+            if old.is_dir():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
+        self._count += 1
+        return str(self._folder / f'{self._count}{self._ending}')
 
 
 class Report:

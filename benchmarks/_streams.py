@@ -8,10 +8,31 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-from _server import make_batches
+import pyarrow.flight as fl
+from _server import BATCH_ROWS, make_batches
 
+from amp.flight.protocol import encode_statement_query
 from amp.loaders.base import DataLoader
+from amp.loaders.stamps import stamp, stamped_schema
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
+
+
+def batches_of(rows: int) -> list[pa.RecordBatch]:
+    """So many rows in all, to the batch: the same few over and over."""
+    batches = make_batches()
+    return (batches * (rows // sum(batch.num_rows for batch in batches) + 1))[: rows // BATCH_ROWS]
+
+
+def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
+    """What the server sends, without amp."""
+    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
+    return client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
+
+
+def stamped(batches: list[pa.RecordBatch]) -> pa.RecordBatchReader:
+    """The rows with the two columns that a stream adds."""
+    each = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
+    return pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), each)
 
 
 def one_microbatch(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:

@@ -9,25 +9,22 @@ same columns and the same two stamps. A reorg: eight blocks of a table at the ti
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.flight as fl
-from _harness import Report, interleaved, peak_rss, speed_ratio
+from _harness import Places, Report, interleaved, peak_rss, speed_ratio
 from _server import bare_server, make_batches
+from _streams import bare_reader, batches_of, one_microbatch, stamped
 from deltalake import write_deltalake
 
 import amp
-from amp.flight.protocol import encode_statement_query
 from amp.loaders.delta.rows import Fitting, table_schema
 from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
-from amp.loaders.stamps import stamp, stamped_schema
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 
 _LOAD = """
@@ -40,46 +37,14 @@ with tempfile.TemporaryDirectory() as folder:
 _DEPTH = 8
 
 
-class Folders:
-    """A new folder for each run."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._count = 0
-
-    def new(self) -> str:
-        for old in self._folder.iterdir():
-            shutil.rmtree(old)
-        self._count += 1
-        return str(self._folder / str(self._count))
-
-
-def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
-    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
-    return client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
-
-
 def landed(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
     fitting = Fitting(reader.schema, table_schema(reader.schema), 't')
     return pa.RecordBatchReader.from_batches(fitting.schema, map(fitting.batch, reader))
 
 
-def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
-    """All batches as one microbatch, so that both sides commit once."""
-    last = len(batches) - 1
-    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
-    for i, batch in enumerate(batches):
-        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
-
-
-def stamped(batches: list[pa.RecordBatch]) -> pa.RecordBatchReader:
-    each = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
-    return pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), each)
-
-
 def streamed(root: str, batches: list[pa.RecordBatch]) -> None:
     with DeltaLakeLoader({'root': root}) as loader:
-        assert all(result.success for result in loader.load_stream_continuous(responses(batches), 't'))
+        assert all(result.success for result in loader.load_stream_continuous(one_microbatch(batches), 't'))
 
 
 def reorgs(root: str, rows: int, times: int = 5) -> tuple[float, int, int]:
@@ -123,10 +88,9 @@ def reorgs(root: str, rows: int, times: int = 5) -> tuple[float, int, int]:
 
 def main(rows: int, repetitions: int, large: int) -> int:
     report = Report()
-    batches = make_batches()
-    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
+    batches = batches_of(rows)
     with tempfile.TemporaryDirectory() as folder, bare_server() as url, amp.Client(url) as client:
-        folders, bare = Folders(folder), fl.FlightClient(url)
+        folders, bare = Places(folder), fl.FlightClient(url)
         query = client.sql(f'rows={rows}')
         timings = interleaved(
             {

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pyarrow.flight as fl
-from _harness import Report, interleaved, peak_rss, speed_ratio
-from _server import bare_server, make_batches
-from _streams import one_microbatch, seconds_to_undo
+from _harness import Places, Report, interleaved, peak_rss, speed_ratio
+from _server import bare_server
+from _streams import bare_reader, batches_of, one_microbatch, seconds_to_undo, stamped
 
 import amp
-from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.duckdb_loader import DuckDBLoader
-from amp.loaders.stamps import stamp, stamped_schema
 
 _LOAD = """
 import sys, tempfile, amp
@@ -33,25 +30,6 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-class Files:
-    """A new database file for each run."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._count = 0
-
-    def new(self) -> str:
-        for old in self._folder.iterdir():
-            old.unlink()
-        self._count += 1
-        return str(self._folder / f'{self._count}.db')
-
-
-def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
-    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
-    return client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
-
-
 def insert(path: str, reader: pa.RecordBatchReader) -> None:
     connection = duckdb.connect(path)
     connection.register('empty', reader.schema.empty_table())
@@ -59,11 +37,6 @@ def insert(path: str, reader: pa.RecordBatchReader) -> None:
     connection.register('incoming', reader)
     connection.execute('INSERT INTO t SELECT * FROM incoming')
     connection.close()
-
-
-def bare_stamped(path: str, batches: list[pa.RecordBatch]) -> None:
-    stamped = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
-    insert(path, pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), stamped))
 
 
 def streamed(path: str, batches: list[pa.RecordBatch]) -> None:
@@ -78,10 +51,9 @@ def undo(path: str, rows: int) -> float:
 
 def main(rows: int, repetitions: int, large: int) -> int:
     report = Report()
-    batches = make_batches()
-    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
+    batches = batches_of(rows)
     with tempfile.TemporaryDirectory() as folder, bare_server() as url, amp.Client(url) as client:
-        files, bare = Files(folder), fl.FlightClient(url)
+        files, bare = Places(folder, '.db'), fl.FlightClient(url)
         query = client.sql(f'rows={rows}')
         timings = interleaved(
             {
@@ -90,7 +62,7 @@ def main(rows: int, repetitions: int, large: int) -> int:
                 'bare INSERT, no stamps': lambda: insert(
                     files.new(), pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches))
                 ),
-                'bare INSERT, stamped': lambda: bare_stamped(files.new(), batches),
+                'bare INSERT, stamped': lambda: insert(files.new(), stamped(batches)),
                 'stream, one unit': lambda: streamed(files.new(), batches),
             },
             repetitions,

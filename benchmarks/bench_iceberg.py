@@ -8,7 +8,6 @@ of rows taken back from a small table and from one of `large` rows. Upsert: as m
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import time
@@ -16,16 +15,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.flight as fl
-from _harness import Report, interleaved, peak_rss, speed_ratio
-from _server import bare_server, make_batches
-from _streams import one_microbatch, seconds_to_undo
+from _harness import Places, Report, interleaved, peak_rss, speed_ratio
+from _server import bare_server
+from _streams import bare_reader, batches_of, one_microbatch, seconds_to_undo, stamped
 from pyiceberg.catalog.sql import SqlCatalog
 
 import amp
-from amp.flight.protocol import encode_statement_query
 from amp.loaders.arrow_types import land, type_table, wire_schema
 from amp.loaders.implementations.iceberg_loader import IcebergLoader
-from amp.loaders.stamps import stamp, stamped_schema
 
 _LOAD = """
 import sys, tempfile, amp
@@ -35,27 +32,13 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-class Folders:
-    """A new warehouse for each run."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._count = 0
-
-    def new(self) -> str:
-        shutil.rmtree(self._folder)
-        self._count += 1
-        fresh = self._folder / str(self._count)
-        fresh.mkdir(parents=True)
-        return str(fresh)
-
-
-def landed(batches: list[pa.RecordBatch]) -> pa.Table:
-    landings = type_table('iceberg').landings(batches[0].schema)
-    return pa.Table.from_batches([land(batch, landings) for batch in batches], wire_schema(landings))
+def landed(reader: pa.RecordBatchReader) -> pa.Table:
+    landings = type_table('iceberg').landings(reader.schema)
+    return pa.Table.from_batches([land(batch, landings) for batch in reader], wire_schema(landings))
 
 
 def append(folder: str, rows: pa.Table) -> None:
+    Path(folder).mkdir(exist_ok=True)
     catalog = SqlCatalog('default', uri=f'sqlite:///{folder}/catalog.db', warehouse=f'file://{folder}')
     catalog.create_namespace('default')
     catalog.create_table('default.t', rows.schema).append(rows)
@@ -63,13 +46,7 @@ def append(folder: str, rows: pa.Table) -> None:
 
 
 def bare_load(client: fl.FlightClient, rows: int, folder: str) -> None:
-    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
-    reader = client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
-    append(folder, landed(list(reader)))
-
-
-def bare_stamped(folder: str, batches: list[pa.RecordBatch]) -> None:
-    append(folder, landed([stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches]))
+    append(folder, landed(bare_reader(client, rows)))
 
 
 def streamed(folder: str, batches: list[pa.RecordBatch]) -> None:
@@ -89,17 +66,15 @@ def seconds_to_upsert(folder: str, rows: int) -> float:
 
 def main(rows: int, repetitions: int, large: int) -> int:
     report = Report()
-    batches = make_batches()
-    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
-    assert stamped_schema(batches[0].schema)
+    batches = batches_of(rows)
     with tempfile.TemporaryDirectory() as folder, bare_server() as url, amp.Client(url) as client:
-        folders, bare = Folders(folder), fl.FlightClient(url)
+        folders, bare = Places(folder), fl.FlightClient(url)
         query = client.sql(f'rows={rows}')
         timings = interleaved(
             {
                 'bare Flight -> append': lambda: bare_load(bare, rows, folders.new()),
                 'load': lambda: query.load(f'iceberg:///{folders.new()}', 't'),
-                'bare append, stamped': lambda: bare_stamped(folders.new(), batches),
+                'bare append, stamped': lambda: append(folders.new(), landed(stamped(batches))),
                 'stream, one unit': lambda: streamed(folders.new(), batches),
             },
             repetitions,

@@ -9,39 +9,23 @@ end with the same fsync. For streams the bare path writes the same two stamp col
 
 from __future__ import annotations
 
-import shutil
 import struct
 import sys
 import tempfile
-from collections.abc import Iterator
-from pathlib import Path
 
 import lmdb
 import pyarrow as pa
-from _harness import Report, interleaved, speed_ratio
+from _harness import Places, Report, interleaved, speed_ratio
 from _server import make_batches
+from _streams import one_microbatch, stamped
 
 from amp.loaders.implementations.lmdb_loader import LMDBLoader
 from amp.loaders.lmdb.table import _pieces
 from amp.loaders.row_bytes import RowBytes
 from amp.loaders.row_keys import KeySpec, Numbering
-from amp.loaders.stamps import stamp
-from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 
 _MAP = 8 << 30
 _KEY = '{tx_hash}{log_index}'
-
-
-class Folders:
-    """A new environment for each run."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-
-    def new(self) -> str:
-        for old in self._folder.iterdir():
-            shutil.rmtree(old)
-        return str(self._folder / 'db')
 
 
 def bare_batches(path: str, batches: list[pa.RecordBatch]) -> None:
@@ -78,17 +62,9 @@ def loaded(path: str, batches: list[pa.RecordBatch], **config: str) -> None:
         assert result.success, result.error
 
 
-def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
-    """All batches as one microbatch, as under backlog."""
-    last = len(batches) - 1
-    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
-    for i, batch in enumerate(batches):
-        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
-
-
 def streamed(path: str, batches: list[pa.RecordBatch], **config: str) -> None:
     with LMDBLoader({'db_path': path, 'map_size': _MAP, **config}) as loader:
-        assert all(result.success for result in loader.load_stream_continuous(responses(batches), 't'))
+        assert all(result.success for result in loader.load_stream_continuous(one_microbatch(batches), 't'))
 
 
 def main(rows: int, repetitions: int) -> int:
@@ -96,15 +72,15 @@ def main(rows: int, repetitions: int) -> int:
     size = 65_536
     batches = make_batches(count=-(-rows // size), rows=size)
     rows = sum(batch.num_rows for batch in batches)
-    stamped = [stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches]
+    with_stamps = list(stamped(batches))
     pieces = encoded(batches)
     with tempfile.TemporaryDirectory() as folder:
-        folders = Folders(folder)
+        folders = Places(folder)
         timings = interleaved(
             {
                 'bare IPC puts': lambda: bare_batches(folders.new(), batches),
                 'load, batches': lambda: loaded(folders.new(), batches),
-                'bare IPC puts, stamped': lambda: bare_batches(folders.new(), stamped),
+                'bare IPC puts, stamped': lambda: bare_batches(folders.new(), with_stamps),
                 'stream, batches': lambda: streamed(folders.new(), batches),
                 'bare putmulti, encoded': lambda: bare_rows(folders.new(), pieces),
                 'load, rows by key': lambda: loaded(folders.new(), batches, key_pattern=_KEY),

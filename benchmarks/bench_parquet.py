@@ -9,25 +9,22 @@ files. For streams it writes the same columns and the same two stamps. A reorg: 
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.flight as fl
-from _harness import Report, interleaved, peak_rss, speed_ratio
+from _harness import Places, Report, interleaved, peak_rss, speed_ratio
 from _server import bare_server, make_batches
+from _streams import bare_reader, batches_of, one_microbatch, stamped
 
 import amp
-from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.parquet_loader import ParquetLoader
 from amp.loaders.parquet.tables import declared_schema
-from amp.loaders.stamps import stamp, stamped_schema
 from amp.streaming import BatchMetadata, BlockRange, ResponseBatch
 from amplify_db_utils.schema import stored_schema
 
@@ -41,47 +38,15 @@ with tempfile.TemporaryDirectory() as folder:
 _DEPTH = 8
 
 
-class Folders:
-    """A new folder for each run."""
-
-    def __init__(self, folder: str) -> None:
-        self._folder = Path(folder)
-        self._count = 0
-
-    def new(self) -> str:
-        for old in self._folder.iterdir():
-            shutil.rmtree(old)
-        self._count += 1
-        return str(self._folder / str(self._count))
-
-
-def bare_reader(client: fl.FlightClient, rows: int) -> pa.RecordBatchReader:
-    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
-    return client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket).to_reader()
-
-
 def bare_write(reader: pa.RecordBatchReader, folder: str) -> None:
     schema = stored_schema(declared_schema(reader.schema))
     stored = pa.RecordBatchReader.from_batches(schema, (batch.cast(schema) for batch in reader))
     pads.write_dataset(stored, folder, format='parquet')
 
 
-def responses(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
-    """All batches as one microbatch, so that one unit is committed."""
-    last = len(batches) - 1
-    block_range = BlockRange('benchnet', 0, 999, '0x' + 'ab' * 32)
-    for i, batch in enumerate(batches):
-        yield ResponseBatch.data_batch(batch, BatchMetadata([block_range], i == last))
-
-
-def stamped(batches: list[pa.RecordBatch]) -> pa.RecordBatchReader:
-    each = (stamp(batch, 1 << 51, '0123456789abcdef') for batch in batches)
-    return pa.RecordBatchReader.from_batches(stamped_schema(batches[0].schema), each)
-
-
 def streamed(root: str, batches: list[pa.RecordBatch]) -> None:
     with ParquetLoader({'root': root}) as loader:
-        assert all(result.success for result in loader.load_stream_continuous(responses(batches), 't'))
+        assert all(result.success for result in loader.load_stream_continuous(one_microbatch(batches), 't'))
 
 
 def reorgs(root: str, commits: int, times: int = 5) -> tuple[float, int]:
@@ -117,10 +82,9 @@ def main(rows: int, repetitions: int) -> int:
     # The bare path warns of every buffer that Flight has not aligned.
     os.environ.setdefault('ACERO_ALIGNMENT_HANDLING', 'ignore')
     report = Report()
-    batches = make_batches()
-    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
+    batches = batches_of(rows)
     with tempfile.TemporaryDirectory() as folder, bare_server() as url, amp.Client(url) as client:
-        folders, bare = Folders(folder), fl.FlightClient(url)
+        folders, bare = Places(folder), fl.FlightClient(url)
         query = client.sql(f'rows={rows}')
         timings = interleaved(
             {

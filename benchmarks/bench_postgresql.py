@@ -18,11 +18,10 @@ import psycopg
 import pyarrow as pa
 import pyarrow.flight as fl
 from _harness import REPOSITORY, Report, interleaved, speed_ratio
-from _server import bare_server, make_batches
-from _streams import one_microbatch, seconds_to_undo
+from _server import bare_server
+from _streams import bare_reader, batches_of, one_microbatch, seconds_to_undo
 
 import amp
-from amp.flight.protocol import encode_statement_query
 from amp.loaders.implementations.postgresql_loader import PostgreSQLLoader
 from amp.loaders.stamps import stamp, stamped_schema
 
@@ -69,15 +68,13 @@ class Bare:
 
 
 def drain(client: fl.FlightClient, rows: int) -> None:
-    descriptor = fl.FlightDescriptor.for_command(encode_statement_query(f'rows={rows}'))
-    for _ in client.do_get(client.get_flight_info(descriptor).endpoints[0].ticket):
+    for _ in bare_reader(client, rows):
         pass
 
 
 def main(rows: int, repetitions: int, large: int) -> int:
     report = Report()
-    batches = make_batches()
-    batches = (batches * (rows // sum(b.num_rows for b in batches) + 1))[: rows // 8192]
+    batches = batches_of(rows)
     with postgresql_config() as config, bare_server() as url, amp.Client(url) as client:
         bare, flight = Bare(config), fl.FlightClient(url)
         client.configure_connection('pg', 'postgresql', config)
