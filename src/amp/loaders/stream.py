@@ -11,7 +11,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -27,15 +27,16 @@ from amp.errors import (
     StaleEpochError,
     redact,
 )
-from amp.events import Committed, Retrying, Undone, emit
+from amp.events import Retrying, emit
 from amp.loaders.evolution import evolution
 from amp.loaders.label_record import with_earlier
 from amp.loaders.lanes import base_for
 from amp.loaders.points import reached
 from amp.loaders.settings import FOR_EVER, Source, StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
+from amp.loaders.stream_results import InHand, StreamResults
 from amp.loaders.types import LoadMode, LoadResult
-from amp.loaders.unit import Claim, StreamInfo, StreamJob, Unit
+from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.iterator import END, End
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
@@ -51,17 +52,6 @@ logger = logging.getLogger('amp.stream')
 T = TypeVar('T')
 
 _LOOK_UP = 0.2  # seconds between two looks whether to stop
-
-
-@dataclass
-class _InHand:
-    """The unit that is open, and what it will say of itself."""
-
-    unit: Unit
-    started: float
-    undo: Undo | None
-    rows: int = 0
-    bytes: int = 0
 
 
 class StreamEngine:
@@ -84,6 +74,7 @@ class StreamEngine:
         self._attempts = loader.attempts
         self._shape = loader.shape(settings.column_types, settings.label_config)
         self._claim = Claim.now(query)
+        self._results = StreamResults(loader.name, loader.guarantee, job.key)
         # Until the destination has said where the stream stands.
         self._machine = StreamMachine(StreamState(1, 0))
         self._fresh = False
@@ -91,8 +82,8 @@ class StreamEngine:
         self._base: BlockRange | None = None
         self._must_retake = False
         self._first_undo: Undo | None = None
-        self._hand: _InHand | None = None
-        self._doubt: tuple[_InHand, tuple[BlockRange, ...], StreamState] | None = None
+        self._hand: InHand | None = None
+        self._doubt: tuple[InHand, tuple[BlockRange, ...], StreamState] | None = None
         self._ranges: list[BlockRange] = []
         self._dirty_since = 0.0
         self._epoch: int | None = None
@@ -263,7 +254,7 @@ class StreamEngine:
 
     # One unit
 
-    def _begin(self, undo: Undo | None = None) -> _InHand:
+    def _begin(self, undo: Undo | None = None) -> InHand:
         if undo is None:
             undo, self._first_undo = self._first_undo, None
         reached('unit.begin')
@@ -271,7 +262,7 @@ class StreamEngine:
         unit = self._guarded(
             lambda: self._destination.begin(self._job, self._machine.committed, self._machine.unit_id(), undo)
         )
-        self._hand = _InHand(unit, time.perf_counter(), undo)
+        self._hand = InHand(unit, time.perf_counter(), undo)
         reached('unit.begun')
         return self._hand
 
@@ -291,7 +282,7 @@ class StreamEngine:
         if rows < batch.num_rows:
             raise LoadError(
                 f'{self._loader.name} took {rows} of {batch.num_rows} rows of a batch; the unit was rolled back',
-                result=self._result(0, 0.0, success=False, error='short write'),
+                result=self._results.of_failure('short write', self._machine.committed),
                 table=self._job.key.table,
             )
         hand.rows += rows
@@ -317,12 +308,12 @@ class StreamEngine:
             logger.warning('stream %s: the rows before were joined with other labels', self._job.key.name)
         return state if labels == state.labels else replace(state, labels=labels)
 
-    def _committed(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
+    def _committed(self, hand: InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
         self._ranges, self._hand, self._doubt = [], None, None
         self._attempts.succeeded()
         self._commits += 1
         self._fresh = False
-        yield from self._results(hand, ranges)
+        yield from self._results.of_unit(hand, ranges, self._machine.committed)
 
     def _settle_doubt(self) -> Iterator[LoadResult]:
         """After a commit whose answer was lost, the destination itself has said whether it happened."""
@@ -353,7 +344,7 @@ class StreamEngine:
             text = redact(f'{type(error).__name__}: {error}')
             failed = LoadError(
                 f'loading into {self._job.key.table!r} failed: {text}',
-                result=self._result(0, 0.0, success=False, error=text),
+                result=self._results.of_failure(text, self._machine.committed),
                 table=self._job.key.table,
                 loader=self._loader.name,
             )
@@ -434,53 +425,3 @@ class StreamEngine:
         limit = self._settings.retry_seconds
         if failure is not None and limit is not None and time.monotonic() - last_progress >= limit:
             raise failure
-
-    # What it says
-
-    def _results(self, hand: _InHand, ranges: tuple[BlockRange, ...]) -> Iterator[LoadResult]:
-        duration = time.perf_counter() - hand.started
-        undone = getattr(hand.unit, 'rows_undone', None)
-        self._tell(hand, duration, undone, ranges)
-        if hand.undo is not None and hand.undo.is_reorg:
-            result = self._result(0, duration, rows_undone=undone, ranges=())
-            result.is_reorg = True
-            result.invalidation_ranges = list(hand.undo.invalidated)
-            yield result
-        if ranges or hand.undo is None:
-            yield self._result(hand.rows, duration, ranges=ranges)
-
-    def _tell(self, hand: _InHand, seconds: float, undone: int | None, ranges: tuple[BlockRange, ...]) -> None:
-        loader, table, stream = self._loader.name, self._job.key.table, self._job.key.name
-        if hand.undo is not None and hand.undo.is_reorg:
-            depth = max((r.end - r.start + 1 for r in hand.undo.invalidated), default=0)
-            emit(Undone(loader, table, stream, undone, depth))
-        blocks = sum(r.end - r.start + 1 for r in ranges)
-        position = self._machine.committed.position.to_dict()
-        emit(Committed(loader, table, stream, hand.rows, hand.bytes, seconds, blocks, position))
-
-    def _result(
-        self,
-        rows: int,
-        duration: float,
-        *,
-        success: bool = True,
-        error: str | None = None,
-        ranges: tuple[BlockRange, ...] = (),
-        rows_undone: int | None = None,
-    ) -> LoadResult:
-        state = self._machine.committed
-        metadata: dict[str, Any] = {
-            'operation': 'load_stream',
-            'stream': self._job.key.name,
-            'epoch': state.epoch,
-            'position': state.position.to_dict(),
-            'ranges': [r.to_dict() for r in ranges],
-            'blocks': sum(r.end - r.start + 1 for r in ranges),
-            'guarantee': self._loader.guarantee,
-        }
-        if rows_undone is not None:
-            metadata['rows_undone'] = rows_undone
-        rate = rows / duration if duration > 0 else 0.0
-        return LoadResult(
-            rows, duration, rate, self._job.key.table, self._loader.name, success, error=error, metadata=metadata
-        )
