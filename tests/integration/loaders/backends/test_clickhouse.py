@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from amp.errors import ConfigError, DestinationError, SchemaError
+from amp.errors import ConfigError, DestinationError
 from amp.loaders import points
 from amp.loaders.clickhouse import unit as clickhouse_unit
 from amp.loaders.clickhouse.session import ClickHouseConfig, Session, literal, quote
@@ -37,6 +37,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import ALL_OF_THREE, THREE, NewColumnsTests, numbers, stream
 from tests.support.chdb_http import FrontProcess, chdb_front
 from tests.support.clickhouse import clickhouse_config
 from tests.support.ports import free_port
@@ -104,18 +105,14 @@ def own_database(clickhouse_test_config):
         loader.session.do(f'DROP DATABASE {quote(config["database"])} SYNC')
 
 
+class TestServerNewColumns(NewColumnsTests):
+    pass
+
+
 @pytest.fixture
 def db(own_database):
     with ClickHouseLoader(own_database) as opened:
         yield opened
-
-
-def stream(loader, *responses, table='t', **options):
-    return list(loader.load_stream_continuous(responses, table, **options))
-
-
-def numbers(loader, table='t') -> list[int]:
-    return sorted(loader.scan(table).read_all()['block_num'].to_pylist())
 
 
 def raw_numbers(loader, table='t') -> list[int]:
@@ -135,14 +132,6 @@ def tables_of(loader) -> list[str]:
             f'SELECT name FROM system.tables WHERE database = {literal(loader.config.database)}'
         )
     )
-
-
-THREE = [
-    response(eth(0, 9, '0xa'), 1, 9),
-    response(eth(10, 19, '0xb', '0xa'), 11, 19),
-    response(eth(20, 29, '0xc', '0xb'), 21, 29),
-]
-ALL_OF_THREE = [1, 9, 11, 19, 21, 29]
 
 
 # Nothing that was there once is taken for a repeat
@@ -572,19 +561,6 @@ def test_hostile_names_of_streams_touch_nothing_else(db):
         assert info['size_bytes'] > 0
     assert db.session.run(f'SELECT x FROM {db.tables.quoted("innocent")}') == [[1]]
     assert db.get_table_info('no such table') is None
-
-
-def test_a_stream_with_new_columns_is_refused_with_the_difference_or_widens_its_table(db):
-    stream(db, THREE[0])
-    batch = THREE[1].data.append_column('added', pa.array([2**64 - 1, None], pa.uint64()))
-    wider = ResponseBatch.data_batch(batch, THREE[1].metadata)
-    with pytest.raises(SchemaError, match='lacks: added uint64'):
-        stream(db, wider, schema_evolution='freeze')
-    assert numbers(db) == [1, 9]
-    stream(db, wider, schema_evolution='evolve')
-    found = db.scan('t').read_all().sort_by('block_num').to_pydict()
-    assert [None if n is None else int(n) for n in found['added']] == [None, None, 2**64 - 1, None]
-    assert 'added' in db.get_table_info('t')['columns']
 
 
 # What goes wrong

@@ -39,6 +39,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.deltalake]
 
@@ -73,34 +74,18 @@ class TestDeltaLakeTypes(BaseTypeTests):
     config = DeltaLakeTestConfig()
 
 
+class TestDeltaLakeOneTable(OneTableTests):
+    pass
+
+
 @pytest.fixture
 def db(tmp_path):
     with DeltaLakeLoader({'root': str(tmp_path / 'lake')}) as opened:
         yield opened
 
 
-def stream(loader, *responses, table='t', **options):
-    return list(loader.load_stream_continuous(responses, table, **options))
-
-
-def numbers(db, table='t') -> list[int]:
-    return sorted(db.scan(table).read_all()['block_num'].to_pylist())
-
-
 def files(db, table='t') -> set[str]:
     return set(db.open_table(table).file_uris())
-
-
-def chain(start: int, count: int, width: int = 10, branch: str = 'a') -> list[ResponseBatch]:
-    """Linked microbatches, `width` blocks and two rows each."""
-    return [
-        response(
-            eth(i * width, i * width + width - 1, f'0x{branch}{i}', f'0x{branch}{i - 1}' if i else None),
-            i * width,
-            i * width + width - 1,
-        )
-        for i in range(start, start + count)
-    ]
 
 
 # Types and plain loads
@@ -298,16 +283,6 @@ def test_upsert_in_a_stream_is_refused_by_name(db):
     assert not db.table_exists('t')
 
 
-def test_two_streams_in_one_table_undo_only_their_own(db):
-    stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one')
-    stream(db, response(eth(0, 9, '0xb'), 2), stream_name='two')
-    stream(db, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
-    assert numbers(db) == [2]
-    assert [info.state.number for info in db.list_streams()] == [1, 2]
-    with pytest.raises(ConfigError, match='two'):
-        stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one', mode='overwrite')
-
-
 def test_two_tables_in_one_root_know_nothing_of_each_other(db):
     stream(db, *chain(0, 2), table='one')
     stream(db, *chain(0, 3), table='t/wo "ü"')
@@ -325,16 +300,6 @@ def test_one_table_by_its_path_has_one_name(tmp_path):
         with pytest.raises(ConfigError, match="know it as 'logs'"):
             stream(db, *chain(0, 2), table='other')
         assert db.list_streams()[0].key == StreamKey('logs', 'logs')
-
-
-def test_overwrite_in_a_stream_begins_again_once(db):
-    db.load_table(pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}), 't')
-    stream(db, response(eth(0, 9, '0xa'), 1), mode='overwrite')
-    assert numbers(db) == [1]
-    stream(db, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
-    assert numbers(db) == [1, 11], 'on resume it means append'
-    stream(db, response(eth(0, 9, '0xa'), 2), mode='overwrite', resume=False)
-    assert numbers(db) == [2]
 
 
 def test_a_stream_can_begin_in_a_table_that_is_there(db):

@@ -17,8 +17,9 @@ from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader
 from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
 from amp.streaming.ledger import StreamKey
-from tests.integration.loaders.backends.test_deltalake import chain, files, numbers, stream
+from tests.integration.loaders.backends.test_deltalake import files
 from tests.integration.loaders.test_base_streaming import eth
+from tests.integration.loaders.test_shared_streams import chain, numbers, stream
 from tests.support.s3 import BUCKET, s3_options
 
 pytestmark = [pytest.mark.integration, pytest.mark.deltalake]

@@ -24,6 +24,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import OneTableTests, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
 
@@ -59,6 +60,10 @@ class TestDuckDBStreaming(BaseStreamingTests):
 
 class TestDuckDBTypes(BaseTypeTests):
     config = DuckDBTestConfig()
+
+
+class TestDuckDBOneTable(OneTableTests):
+    pass
 
 
 @pytest.fixture
@@ -173,14 +178,6 @@ def test_upsert_replaces_by_key_and_the_last_of_equals_counts(db):
     assert 'key_columns' in without_keys.error
 
 
-def stream(loader, *responses, table='t', **options):
-    return list(loader.load_stream_continuous(responses, table, **options))
-
-
-def numbers(db, table='t') -> list[int]:
-    return sorted(db.scan(table).read_all()['block_num'].to_pylist())
-
-
 def test_a_reorg_that_shows_in_a_range_is_undone_with_the_rows_that_replace_it(db):
     results = stream(
         db,
@@ -213,25 +210,6 @@ def test_upsert_in_a_stream_gives_back_what_it_replaced(db):
     assert now() == {1: 'old', 7: 'plain'}
     stream(db, ResponseBatch.reorg_batch([eth(0, 0, '0xd')]), **upsert)
     assert now() == {7: 'plain'}
-
-
-def test_two_streams_in_one_table_undo_only_their_own(db):
-    stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one')
-    stream(db, response(eth(0, 9, '0xb'), 2), stream_name='two')
-    stream(db, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
-    assert numbers(db) == [2]
-    with pytest.raises(ConfigError, match='two'):
-        stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one', mode='overwrite')
-
-
-def test_overwrite_in_a_stream_begins_again_once(db):
-    db.load_table(pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}), 't')
-    stream(db, response(eth(0, 9, '0xa'), 1), mode='overwrite')
-    assert numbers(db) == [1]
-    stream(db, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
-    assert numbers(db) == [1, 11], 'on resume it means append'
-    stream(db, response(eth(0, 9, '0xa'), 2), mode='overwrite', resume=False)
-    assert numbers(db) == [2]
 
 
 def test_rows_without_the_end_of_their_microbatch_are_rolled_back(db):

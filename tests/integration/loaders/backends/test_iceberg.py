@@ -42,6 +42,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import numbers, stream
 from tests.support.following import SQL, expected, stored, until_head
 from tests.support.s3 import s3_options
 
@@ -96,14 +97,6 @@ def loaded(lake: IcebergLoader, table: pa.Table, name: str = 't', **options: Any
     result = lake.load_table(table, name, **options)
     assert result.success, result.error
     return result
-
-
-def stream(lake, *responses, table='t', **options):
-    return list(lake.load_stream_continuous(responses, table, **options))
-
-
-def numbers(lake, table='t') -> list[int]:
-    return sorted(lake.scan(table).read_all()['block_num'].to_pylist())
 
 
 ACCESS = pa.list_(pa.struct([('address', pa.binary(20)), ('keys', pa.list_(pa.binary(32)))]))

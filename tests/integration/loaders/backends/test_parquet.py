@@ -29,11 +29,11 @@ from amp.loaders.verify import verify
 from amp.streaming import BatchMetadata, ResponseBatch
 from amp.streaming.ledger import Entry, IdRun, StreamKey, StreamState, Undo
 from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore
-from tests.integration.loaders.backends.test_deltalake import chain, numbers, stream
 from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
 
@@ -69,6 +69,10 @@ class TestParquetStreaming(BaseStreamingTests):
 
 class TestParquetTypes(BaseTypeTests):
     config = ParquetTestConfig()
+
+
+class TestParquetOneTable(OneTableTests):
+    pass
 
 
 @pytest.fixture
@@ -354,26 +358,6 @@ def test_rows_put_under_the_columns_of_amp_alone_stay(db):
     db.store.write('t', [{'_amp_batch_id': 'of somebody'}])
     assert db.load_table(pa.table({'x': [1]}), 't').success
     assert sorted(db.scan('t').read_all()['x'].to_pylist(), key=str) == [1, None]
-
-
-def test_two_streams_in_one_table_undo_only_their_own(db):
-    stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one')
-    stream(db, response(eth(0, 9, '0xb'), 2), stream_name='two')
-    stream(db, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
-    assert numbers(db) == [2]
-    assert [info.state.number for info in db.list_streams()] == [1, 2]
-    with pytest.raises(ConfigError, match='two'):
-        stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one', mode='overwrite')
-
-
-def test_overwrite_in_a_stream_begins_again_once(db):
-    db.load_table(pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}), 't')
-    stream(db, response(eth(0, 9, '0xa'), 1), mode='overwrite')
-    assert numbers(db) == [1]
-    stream(db, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
-    assert numbers(db) == [1, 11], 'on resume it means append'
-    stream(db, response(eth(0, 9, '0xa'), 2), mode='overwrite', resume=False)
-    assert numbers(db) == [2]
 
 
 def test_until_its_first_rows_a_table_does_not_exist(db):

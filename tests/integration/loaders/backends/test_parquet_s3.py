@@ -15,9 +15,9 @@ from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
 from amp.streaming.ledger import StreamKey
 from amplify_db_utils import DamagedData, DuckDBParquetConfig, DuckDBParquetStore
-from tests.integration.loaders.backends.test_deltalake import chain, numbers, stream
 from tests.integration.loaders.backends.test_parquet import paths
 from tests.integration.loaders.test_base_streaming import eth
+from tests.integration.loaders.test_shared_streams import chain, numbers, stream
 from tests.support.s3 import BUCKET, s3_options
 from tests.support.tcp_proxy import TcpProxy
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from amp.errors import ConfigError, DestinationError, ProtocolError, SchemaError, StaleEpochError
+from amp.errors import ConfigError, DestinationError, ProtocolError, StaleEpochError
 from amp.loaders import points
 from amp.loaders.implementations.postgresql_loader import PostgreSQLConfig, PostgreSQLLoader
 from amp.loaders.settings import StreamSettings
@@ -34,6 +34,14 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_streams import (
+    ALL_OF_THREE,
+    THREE,
+    NewColumnsTests,
+    OneTableTests,
+    numbers,
+    stream,
+)
 from tests.support.ports import free_port
 from tests.support.postgres import postgresql_config, start_postgres
 from tests.support.small_disk import make_room, small_disk
@@ -87,6 +95,14 @@ def own_schema(postgresql_test_config):
         loader.run(f'DROP SCHEMA {quote(config["schema"])} CASCADE')
 
 
+class TestPostgreSQLOneTable(OneTableTests):
+    pass
+
+
+class TestPostgreSQLNewColumns(NewColumnsTests):
+    pass
+
+
 @pytest.fixture
 def db(own_schema):
     with PostgreSQLLoader(own_schema) as opened:
@@ -95,14 +111,6 @@ def db(own_schema):
 
 def rows(db: PostgreSQLLoader, table: str) -> list[tuple[Any, ...]]:
     return sorted(db.run(f'SELECT * FROM {db.quoted(table)}'))
-
-
-def numbers(db: PostgreSQLLoader, table: str = 't') -> list[int]:
-    return sorted(db.scan(table).read_all()['block_num'].to_pylist())
-
-
-def stream(loader, *responses, table='t', **options):
-    return list(loader.load_stream_continuous(responses, table, **options))
 
 
 class Asked:
@@ -142,14 +150,6 @@ def follow(loader, responses: list[ResponseBatch], table='t', **settings) -> lis
         if result.metadata['position'].get('ethereum', {}).get('number') == responses[-1].metadata.ranges[0].end:
             break
     return results
-
-
-THREE = [
-    response(eth(0, 9, '0xa'), 1, 9),
-    response(eth(10, 19, '0xb', '0xa'), 11, 19),
-    response(eth(20, 29, '0xc', '0xb'), 21, 29),
-]
-ALL_OF_THREE = [1, 9, 11, 19, 21, 29]
 
 
 class At:
@@ -405,19 +405,6 @@ def test_hostile_names_touch_nothing_else(db):
     assert db.get_table_info('no such table') is None
 
 
-def test_a_stream_with_new_columns_is_refused_with_the_difference_or_widens_its_table(db):
-    stream(db, THREE[0])
-    batch = THREE[1].data.append_column('added', pa.array([2**64 - 1, None], pa.uint64()))
-    wider = ResponseBatch.data_batch(batch, THREE[1].metadata)
-    with pytest.raises(SchemaError, match='lacks: added uint64'):
-        stream(db, wider, schema_evolution='freeze')
-    assert numbers(db) == [1, 9]
-    stream(db, wider, schema_evolution='evolve')
-    found = db.scan('t').read_all().sort_by('block_num').to_pydict()
-    assert [None if n is None else int(n) for n in found['added']] == [None, None, 2**64 - 1, None]
-    assert 'added' in db.get_table_info('t')['columns']
-
-
 def test_a_name_that_would_be_cut_short_is_refused(db):
     result = db.load_table(pa.table({'x': [1]}), 'x' * 64)
     assert 'longer than 63 bytes' in result.error
@@ -602,25 +589,6 @@ def test_upsert_in_a_stream_gives_back_what_it_replaced(db):
         'SELECT count(*) FROM pg_indexes WHERE schemaname = $1 AND tablename = $2', (db.config.schema, table)
     )
     assert indexes == [(2,)], 'one for undo, one for the keys'
-
-
-def test_two_streams_in_one_table_undo_only_their_own(db):
-    stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one')
-    stream(db, response(eth(0, 9, '0xb'), 2), stream_name='two')
-    stream(db, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
-    assert numbers(db) == [2]
-    with pytest.raises(ConfigError, match='two'):
-        stream(db, response(eth(0, 9, '0xa'), 1), stream_name='one', mode='overwrite')
-
-
-def test_overwrite_in_a_stream_begins_again_once(db):
-    db.load_table(pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}), 't')
-    stream(db, response(eth(0, 9, '0xa'), 1), mode='overwrite')
-    assert numbers(db) == [1]
-    stream(db, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
-    assert numbers(db) == [1, 11], 'on resume it means append'
-    stream(db, response(eth(0, 9, '0xa'), 2), mode='overwrite', resume=False)
-    assert numbers(db) == [2]
 
 
 def test_nothing_of_an_open_unit_is_seen_and_nothing_stays_of_one_rolled_back(db, own_schema):
