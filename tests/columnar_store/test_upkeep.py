@@ -119,7 +119,8 @@ def test_a_damaged_file_is_an_error_not_fewer_rows(
     assert images.bulk_read('images', {'month': 0}).num_rows == 50  # what is whole can be read
     assert images.count('images') == 100  # the log alone says so, and this
     assert images.count('images', {'month': {'in': [1]}}) == 50
-    assert images.distinct_values('images', ['month'], {'year': 2024}) == [{'month': 0}, {'month': 1}]
+    found = images.distinct_values('images', ['month'], {'year': 2024})
+    assert sorted(row['month'] for row in found) == [0, 1]
 
 
 def test_a_page_that_rots_is_found_by_a_filtered_read(images: DuckDBParquetStore, root: Path) -> None:

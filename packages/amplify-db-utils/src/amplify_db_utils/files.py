@@ -7,11 +7,14 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from itertools import chain
-from typing import Any, Self
+from functools import partial
+from itertools import chain, repeat
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +31,7 @@ from amplify_db_utils.storage import Storage
 _ROW_GROUP = 1 << 18  # rows
 _MANY_PARTITIONS = 64  # of one call; files for each block of records would be too many
 _LONGEST_BOUND = 64  # characters of a text that is worth keeping as a bound
+Partition: TypeAlias = tuple[str | None, ...]
 
 
 class Staging:
@@ -50,17 +54,15 @@ class Staging:
 
     def add(self, table: pa.Table, *, data_change: bool = True) -> None:
         """Write one file for each partition in the table. Raises OSError; what was written then stays for `discard`."""
-        groups = [group for group in split(table, self.partition_by) if group[1].num_rows]
-        now = int(time.time() * 1000)
 
-        def write(group: tuple[tuple[str | None, ...], pa.Table]) -> AddAction:
-            texts, rows = group
-            folder = names.partition_directory(self.partition_by, texts)
-            path = f'{folder}/{uuid.uuid4().hex}.parquet' if folder else f'{uuid.uuid4().hex}.parquet'
-            size, metadata = self._write(path, folder, rows)
-            values = dict(zip(self.partition_by, texts, strict=True))
-            return AddAction(path, size, values, now, data_change, statistics(metadata))
+        def write(group: Group) -> AddAction:
+            with ExitStack() as opened:
+                file = self._open(group.texts, group.schema, opened)
+                file.write(group.rows())
+                return file.described(now, data_change)
 
+        now = _now()
+        groups = [group for group in split(table, self.partition_by) if group.count]
         if len(groups) == 1:
             self.adds.append(write(groups[0]))
             return
@@ -68,22 +70,45 @@ class Staging:
             self.adds += pool.map(write, groups)
 
     def add_all(self, tables: Iterator[pa.Table]) -> None:
-        """Write several tables, each while the next is made; as one where the partitions are many and the files small."""
+        """Write several tables, each while the next is made, into one file for each partition.
+
+        As one table where the partitions are many: so many files are not kept open.
+        """
         first = next(tables, None)
+        second = next(tables, None)
         if first is None:
             return
-        second = next(tables, None)
         if second is None:
             self.add(first)
         elif _count_partitions(first, list(self.partition_by)) > _MANY_PARTITIONS:
             self.add(pa.concat_tables([first, second, *tables]))
         else:
-            with ThreadPoolExecutor(1) as pool:
-                under_way = pool.submit(self.add, first)
-                for table in chain([second], tables):
-                    under_way.result()
-                    under_way = pool.submit(self.add, table)
+            self._add_beside(first, chain([second], tables))
+
+    def _add_beside(self, first: pa.Table, tables: Iterator[pa.Table]) -> None:
+        files: dict[Partition, _File] = {}
+
+        def write(group: Group) -> None:  # a table has a partition once: no two threads have the same file
+            if group.texts not in files:
+                files[group.texts] = self._open(group.texts, group.schema, opened)
+            files[group.texts].write(group.rows())
+
+        def write_all(table: pa.Table) -> None:
+            list(pool.map(write, split(table, self.partition_by)))
+
+        def finish() -> None:
+            self.adds += pool.map(_File.described, files.values(), repeat(_now()))
+            files.clear()
+
+        with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as beside:
+            under_way = beside.submit(write_all, first)
+            for table in tables:
                 under_way.result()
+                if len(files) > _MANY_PARTITIONS:
+                    finish()
+                under_way = beside.submit(write_all, table)
+            under_way.result()
+            finish()
 
     def replaces(self, snapshot: Snapshot) -> list[int]:
         """The files of a snapshot in the partitions that were written here (without partitions: all), for `commit`."""
@@ -92,16 +117,18 @@ class Staging:
             written = {()}
         return [at for at, partition in enumerate(snapshot.partitions) if partition in written]
 
-    def _write(self, path: str, folder: str, rows: pa.Table) -> tuple[int, pq.FileMetaData]:
-        where = self.storage.path(self.directory, path)
+    def _open(self, texts: Partition, schema: pa.Schema, opened: ExitStack) -> _File:
+        folder = names.partition_directory(self.partition_by, texts)
+        path = f'{folder}/{uuid.uuid4().hex}.parquet' if folder else f'{uuid.uuid4().hex}.parquet'
         self._begun.append(f'{self.directory}/{path}')
         if self.storage.local:
             self.storage.filesystem.create_dir(self.storage.path(self.directory, folder), recursive=True)
-        with reaching(), self.storage.filesystem.open_output_stream(where) as stream:
-            with pq.ParquetWriter(stream, rows.schema, write_page_checksum=True, version='2.6') as writer:
-                writer.write_table(rows, row_group_size=_ROW_GROUP)
-            size = stream.tell()
-        return size, writer.writer.metadata
+        with reaching():
+            stream = opened.enter_context(
+                self.storage.filesystem.open_output_stream(self.storage.path(self.directory, path))
+            )
+            writer = opened.enter_context(pq.ParquetWriter(stream, schema, write_page_checksum=True, version='2.6'))
+        return _File(path, dict(zip(self.partition_by, texts, strict=True)), stream, writer)
 
     def keep(self) -> None:
         """The files may be part of the table now: never remove them."""
@@ -126,19 +153,54 @@ class Staging:
                 raise
 
 
+@dataclass(frozen=True)
+class _File:
+    """A data file in the making; whoever opened it closes stream and writer whatever happens."""
+
+    path: str
+    partition: dict[str, str | None]
+    stream: pa.NativeFile
+    writer: pq.ParquetWriter
+
+    def write(self, rows: pa.Table) -> None:
+        with reaching():
+            self.writer.write_table(rows, row_group_size=_ROW_GROUP)
+
+    def described(self, now: int, data_change: bool = True) -> AddAction:
+        """Close it; what the log is to say of it. `now` in milliseconds is one for all files of a call: they keep their order."""
+        with reaching():
+            self.writer.close()
+            size = self.stream.tell()
+            self.stream.close()
+        return AddAction(self.path, size, self.partition, now, data_change, statistics(self.writer.writer.metadata))
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one partition: their number, their schema, and themselves when they are asked for."""
+
+    texts: Partition
+    count: int
+    schema: pa.Schema
+    rows: Callable[[], pa.Table]
+
+
 def _count_partitions(table: pa.Table, keys: list[str]) -> int:
     return table.select(keys).group_by(keys).aggregate([]).num_rows
 
 
-def _indices(places: np.ndarray[Any, Any]) -> Any:
-    return pa.array(places)
+def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
+    """The partitions of a table: their values as the log's texts, and their rows without the keys, order kept.
 
-
-def split(table: pa.Table, keys: Sequence[str]) -> Iterator[tuple[tuple[str | None, ...], pa.Table]]:
-    """The partitions of a table: their values as the log's texts, and their rows without the keys, order kept."""
+    Rows that are not in runs are gathered by whoever asks for them: that is most of the work, and threads can share it.
+    """
     rest = table.drop_columns(list(keys)) if keys else table
     if not keys or not table.num_rows:
-        yield (), rest
+        yield Group((), table.num_rows, rest.schema, lambda: rest)
         return
     codes = _codes(table, keys)
     order: np.ndarray[Any, Any] | None = None
@@ -147,12 +209,16 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[tuple[tuple[str | No
         order = np.argsort(codes, kind='stable')
         ordered = codes[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        rest = rest.take(_indices(order))
-    firsts = starts if order is None else order[starts]
-    partitions = partitions_of(table.select(list(keys)).take(_indices(firsts)), keys)
+        rest = rest.combine_chunks()
+    firsts: Any = pa.array(starts if order is None else order[starts])
+    partitions = partitions_of(table.select(list(keys)).take(firsts), keys)
     ends = np.append(starts[1:], table.num_rows)
     for texts, start, end in zip(partitions, starts.tolist(), ends.tolist(), strict=True):
-        yield texts, rest.slice(start, end - start)
+        if order is None:
+            yield Group(texts, end - start, rest.schema, partial(rest.slice, start, end - start))
+        else:
+            places: Any = pa.array(order[start:end])
+            yield Group(texts, end - start, rest.schema, partial(rest.take, places))
 
 
 def _codes(table: pa.Table, keys: Sequence[str]) -> np.ndarray[Any, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,9 @@ from amplify_db_utils.errors import BadRecord
 from amplify_db_utils.schema import stored_type
 
 _BLOCK = 1 << 18  # records
+_PART = 1 << 13  # records that stay in the processor's cache while each column is taken from them
+# Who writes beside needs the interpreter's lock for a moment after each of its calls, and would wait 5 ms each time.
+_PAUSE = 1e-6  # seconds
 _TEXT, _NUMBER, _MOMENT, _BYTES = 'text', 'number', 'date or time', 'bytes'
 _FAMILIES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
     ('null', pa.types.is_null),
@@ -136,38 +140,36 @@ def _cast(column: Column, field: Field, stored: pa.DataType) -> Column:
 
 
 def _from_dicts(records: Sequence[Mapping[str, Any]], start: int, schema: pa.Schema, keys: Sequence[str]) -> pa.Table:
-    columns, fields = [], []
-    for field, values in zip(schema, _transpose(records, start, schema, keys), strict=True):
-        stored = pa.field(field.name, stored_type(field.type), field.nullable)
-        column = _array(values, field, start)
-        if column.type != stored.type:
-            try:
-                column = column.cast(stored.type)
-            except pa.ArrowException as error:
-                raise BadRecord(f'column {field.name!r} of {field.type}: {error}') from error
-        _check_nulls(column, field, start)
-        columns.append(column)
-        fields.append(stored)
-    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    stored = pa.schema([pa.field(field.name, stored_type(field.type), field.nullable) for field in schema])
+    batches = []
+    for at in range(0, len(records), _PART):
+        part, place = records[at : at + _PART], start + at
+        columns = [_column(part, place, field, kind, keys) for field, kind in zip(schema, stored.types, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=stored))
+        time.sleep(_PAUSE)
+    return pa.Table.from_batches(batches, stored)
 
 
-def _transpose(
-    records: Sequence[Mapping[str, Any]], start: int, schema: pa.Schema, keys: Sequence[str]
-) -> list[list[Any]]:
-    columns: list[list[Any]] = [[] for _ in schema]
-    getters = [itemgetter(name) for name in schema.names]
-    # A few thousand dicts at a time stay in the processor's cache while each column is taken from them.
-    for at in range(0, len(records), 2048):
-        part = records[at : at + 2048]
-        for column, getter, field in zip(columns, getters, schema, strict=True):
-            try:
-                column.extend(map(getter, part))
-            except KeyError:
-                del column[at:]
-                column.extend(_with_holes(part, start + at, field, keys))
-            except (TypeError, AttributeError):
-                raise BadRecord(_no_dict(part, start + at)) from None
-    return columns
+def _column(
+    part: Sequence[Mapping[str, Any]], start: int, field: Field, stored: pa.DataType, keys: Sequence[str]
+) -> Array:
+    column = _array(_values(part, start, field, keys), field, start)
+    if column.type != stored:
+        try:
+            column = column.cast(stored)
+        except pa.ArrowException as error:
+            raise BadRecord(f'column {field.name!r} of {field.type}: {error}') from error
+    _check_nulls(column, field, start)
+    return column
+
+
+def _values(part: Sequence[Mapping[str, Any]], start: int, field: Field, keys: Sequence[str]) -> list[Any]:
+    try:
+        return list(map(itemgetter(field.name), part))
+    except KeyError:
+        return _with_holes(part, start, field, keys)
+    except (TypeError, AttributeError):
+        raise BadRecord(_no_dict(part, start)) from None
 
 
 def _with_holes(part: Sequence[Mapping[str, Any]], start: int, field: Field, keys: Sequence[str]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -307,10 +308,9 @@ def _evolve(log: TableLog, table: str, wanted: pa.Schema, keys: list[str]) -> No
         more, looser = additions(table, current.schema, wanted), loosened(current.schema, wanted)
         if not len(more) and not looser:
             return
-        try:
+        with suppress(CommitFailedError):  # someone else changed the table first: look again
             if len(more):
                 log.add_columns(more)
             for name in looser:
                 log.drop_required(name)
-        except CommitFailedError:
-            continue  # someone else changed the table first: look again
+            return  # what others change from now on is no concern of this call

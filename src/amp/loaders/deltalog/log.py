@@ -146,15 +146,20 @@ class DeltaLog:
         busy.retryable = True
         raise busy
 
-    def begin(self, key: StreamKey, state: StreamState) -> StreamCommit:
-        """The next commit of a stream that this process took. Raises StaleEpochError when it is somebody else's now."""
+    def begin(self, key: StreamKey, state: StreamState, newest: DeltaTable | None = None) -> StreamCommit:
+        """The next commit of a stream that this process took. Raises StaleEpochError when it is somebody else's now.
+
+        `newest` is a handle of the caller's that knows the newest version: looking for it costs the more the longer the
+        log is.
+        """
         held = self._held.get(key)
         if held is None or held.record.epoch != state.epoch:
             raise DestinationError(f'the stream {key.name!r} of {key.table!r} is not open here', hint='open it first')
         with explained(self.place):
             uses_delta()
-            held.table.update_incremental()
-            if held.table.transaction_version(_application(key.name)) != held.last:
+            if newest is None:
+                held.table.update_incremental()
+            if (newest or held.table).transaction_version(_application(key.name)) != held.last:
                 raise self._stale(key, state.epoch)
         held.newest += 1
         return StreamCommit(self, key, held)

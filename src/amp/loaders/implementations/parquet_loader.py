@@ -278,7 +278,10 @@ class ParquetLoader(DataLoader[ParquetConfig]):
         name = job.key.table
         if name not in self._logs:
             self._logs[name] = self._tables.streams_of(name)
-        commit = self._logs[name].begin(job.key, state)
+        log = self._tables.log(name)
+        with told(self.place_of(name)):
+            log.snapshot()
+        commit = self._logs[name].begin(job.key, state, log.table)
         return ParquetUnit(commit, self.store, self.place_of(name), name, undo, partial(self._maintain, name))
 
     # Looking after files
