@@ -48,6 +48,7 @@ def test_many_records_come_in_blocks(images: DuckDBParquetStore, root: Path) -> 
     assert images.count('images') == len(many)
     assert images.count('images', {'month': 1}) == sum(record['month'] == 1 for record in many)
     files = sorted(root.rglob('*.parquet'))
+    assert len(files) == 3  # not one more for each block
     for overwrite in (False, True):
         with pytest.raises(BadRecord, match=f'record {2**18 + 4} has .x.'):
             images.write('images', [*many[:-1], image(0, year='x')], overwrite=overwrite)
