@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
@@ -17,6 +19,7 @@ from amp.loaders.registry import create_loader
 from amp.streaming.resilience import RetryConfig
 from tests.integration.test_parallel_streaming import below, blocks, executor, stored_tables
 from tests.support.command_line import amp as run_amp
+from tests.support.faults import hook
 from tests.support.following import SQL, expected, in_order, stored
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -78,9 +81,21 @@ def test_no_blocks_between_the_ends(amp, destination):
     assert b'--from 9 is not below --end 9' in typed.stderr
 
 
+def commits_wait_until(condition: Callable[[], bool]) -> Callable[[str], None]:
+    """A hook that holds back whoever would commit: nobody is through before the others have come."""
+    deadline = time.monotonic() + 60
+
+    def wait(point: str) -> None:
+        while point == 'lane.before_commit' and not condition() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    return wait
+
+
 @pytest.mark.postgresql
-def test_more_workers_than_connections(amp, postgresql_test_config, caplog):
+def test_more_workers_than_connections(amp, postgresql_test_config, caplog, monkeypatch):
     """Those that the server does not let in leave their part to the others."""
+    hook(monkeypatch, commits_wait_until(lambda: 'too many connections' in caplog.text))
     name = f'few_{os.getpid()}'
     with create_loader('postgresql', postgresql_test_config) as admin:
         admin.connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'few' CONNECTION LIMIT 4".encode())

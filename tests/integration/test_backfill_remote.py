@@ -22,7 +22,9 @@ from amp.loaders.registry import create_loader
 from amp.loaders.verify import verify
 from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor
 from amp.streaming.resilience import PRESETS, BackPressureConfig
+from tests.integration.test_backfill_bad_input import commits_wait_until
 from tests.integration.test_parallel_streaming import below, executor
+from tests.support.faults import hook
 from tests.support.following import SQL, in_order, stored
 from tests.support.ports import free_port
 
@@ -91,7 +93,8 @@ def test_no_dask_there():
 
 
 @pytest.mark.postgresql
-def test_workers_that_are_kept_out_leave_their_part_to_the_others(amp, postgresql_test_config, caplog):
+def test_workers_that_are_kept_out_leave_their_part_to_the_others(amp, postgresql_test_config, caplog, monkeypatch):
+    hook(monkeypatch, commits_wait_until(lambda: 'of 6 ends' in caplog.text))
     name = f'kept_out_{os.getpid()}'
     with create_loader('postgresql', postgresql_test_config) as admin, ThreadPoolExecutor(6) as pool:
         admin.connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'few' CONNECTION LIMIT 3".encode())

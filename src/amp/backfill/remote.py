@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from amp.backfill.lane import Lane, LaneSpec, PartitionError, tell_committed
 from amp.backfill.progress import Progress
@@ -25,6 +25,10 @@ from amp.errors import AmpError, ConfigError, DestinationError, LoadError, redac
 from amp.events import Working, emit
 from amp.loaders.types import LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
+
+if TYPE_CHECKING:
+    from amp.client import Client
+    from amp.loaders.base import DataLoader
 
 __all__ = ['Outcome', 'RemoteLanes', 'RemoteTask', 'run_task']
 
@@ -64,23 +68,26 @@ class Outcome:
 
 
 def run_task(task: RemoteTask) -> Outcome:
-    """Run in the worker. Raises nothing of the destination's or ours: what went wrong is told in the outcome."""
+    """Run in the worker. What went wrong is told in the outcome: a driver's error may be one that only it can read."""
     from amp.client import Client
     from amp.loaders.registry import create_loader
 
-    results: list[LoadResult] = []
+    stack = ExitStack()
     try:
-        with Client(**task.server) as client, create_loader(task.loader, task.config, task.labels) as loader:
-            return _loaded(client, loader, task, results)
-    except ConfigError as error:
-        return Outcome(tuple(results), hopeless=redact(error.message), hint=error.hint)
-    except Exception as error:  # noqa: BLE001 - of any class, as drivers have them: outside of a lane they come on the way in or out
-        if len(results) == len(task.partitions):
-            return Outcome(tuple(results))
-        return Outcome(tuple(results), kept_out=_text(error), hint=getattr(error, 'hint', None))
+        try:
+            client = stack.enter_context(Client(**task.server))
+            loader = stack.enter_context(create_loader(task.loader, task.config, task.labels))
+        except ConfigError as error:
+            return Outcome((), hopeless=_text(error), hint=error.hint)
+        except Exception as error:  # noqa: BLE001 - of any class, as drivers have them: it is not let in
+            return Outcome((), kept_out=_text(error), hint=getattr(error, 'hint', None))
+        return _loaded(client, loader, task)
+    finally:
+        _leave(stack)
 
 
-def _loaded(client: Any, loader: Any, task: RemoteTask, results: list[LoadResult]) -> Outcome:
+def _loaded(client: Client, loader: DataLoader[Any], task: RemoteTask) -> Outcome:
+    results: list[LoadResult] = []
     after = dict(pairwise(task.partitions))
     with closing(Lane(client, loader, task.spec, task.lane)) as lane:
         for partition in task.partitions:
@@ -94,6 +101,13 @@ def _loaded(client: Any, loader: Any, task: RemoteTask, results: list[LoadResult
                 if error.result is not None:
                     results.append(error.result)
     return Outcome(tuple(results))
+
+
+def _leave(stack: ExitStack) -> None:
+    try:
+        stack.close()
+    except Exception as error:  # noqa: BLE001 - of any class, as above; what was done is done, and told
+        logger.info('the worker could not take its leave: %s', _text(error))
 
 
 class RemoteLanes:
@@ -188,12 +202,12 @@ class RemoteLanes:
         if outcome.hopeless is not None:
             self._end(task, outcome, ())
             raise LoadError(outcome.hopeless, hint=outcome.hint, table=task.spec.table)
-        if outcome.kept_out is not None and self._may_leave(task, outcome):
-            yield from self._end(task, outcome, task.partitions[len(outcome.results) :])
-            self._left[:0] = task.partitions[len(outcome.results) :]
-            return
         failed = [p for p, r in zip(task.partitions, outcome.results, strict=False) if not r.success]
         again = (*failed, *task.partitions[len(outcome.results) :])
+        if outcome.kept_out is not None and self._may_leave(task, outcome):
+            yield from self._end(task, outcome, again)
+            self._left[:0] = again
+            return
         if again and task.tries + 1 < _MOST_TRIES and not (failed and self._config.stop_on_error):
             yield from self._end(task, outcome, again)
             self._again.append(replace(task, partitions=again, tries=task.tries + 1))
