@@ -119,6 +119,13 @@ def test_only_flight_and_the_local_server_know_the_wire():
             assert room_of(name) in {'flight', 'devserver'}, name
 
 
+def test_files_of_ours_that_texts_of_the_code_name_are_there():
+    there = {path.relative_to(SOURCE) for path in SOURCE.rglob('*.py')}
+    for path in sorted(there):
+        for named in re.findall(r'`([\w/]+\.py)`', (SOURCE / path).read_text()):
+            assert any(f'/{other}'.endswith(f'/{named}') for other in there), f'{path} names {named}'
+
+
 def has_comment(line: str) -> bool:
     """Whether words say why, beside what a linter is told."""
     _, _, comment = line.partition('#')

@@ -1,7 +1,7 @@
 """Delta Lake: tables in a folder or an object store, by delta-rs. Undo, rows and state are one commit of the log.
 
-A plain load is one commit too. The log's protocol for streams is in `delta_log.py`, a unit in `delta_unit.py`, the way
-of the rows in `delta_rows.py`, and what keeps the number of files bounded in `delta_compact.py`.
+A plain load is one commit too. The log's protocol for streams is in `deltalog/log.py`, a unit in `delta/unit.py`, the way
+of the rows in `delta/rows.py`, and what keeps the number of files bounded in `delta/compact.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Parquet: tables of the columnar store `amplify_db_utils`, in a folder or on S3. Undo, rows and state are one commit.
 
-The store's log is a Delta log, and streams lie in it as `delta_log.py` has them. Tables are made by the store
-(`parquet_tables.py`), rows take its types (`parquet_rows.py`), and a unit is in `parquet_unit.py`.
+The store's log is a Delta log, and streams lie in it as `deltalog/log.py` has them. Tables are made by the
+store (`parquet/tables.py`), rows take its types (`parquet/rows.py`), and a unit is in `parquet/unit.py`.
 """
 
 from __future__ import annotations

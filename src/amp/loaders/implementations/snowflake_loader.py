@@ -1,7 +1,7 @@
 """Snowflake: Parquet files through a stage. Undo, rows and state are one transaction.
 
 Rows travel by one of four methods (`loading_method`); but for Snowpipe Streaming, which commits by itself, they all end
-in the same few statements between BEGIN and COMMIT: see `snowflake_unit.py`. What is remembered of streams lies in the
+in the same few statements between BEGIN and COMMIT: see `snowflake/unit.py`. What is remembered of streams lies in the
 table `amp_stream_state` of the schema.
 """
 

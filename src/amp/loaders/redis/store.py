@@ -123,7 +123,7 @@ class Piece:
 
 
 class Store:
-    """Names, records and reads. What is written, `redis_unit.py` writes."""
+    """Names, records and reads. What is written, `unit.py` writes."""
 
     def __init__(self, server: Server, ttl: int | None = None) -> None:
         self.server = server
