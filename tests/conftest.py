@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, settings
 
 # How long an example takes is the machine's affair: on a busy one a first import alone is longer than any bound, and a
 # test that hangs is ended by the timeout of all tests.
-settings.register_profile('amp', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The examples are the same in every run; who looks for new ones says `--hypothesis-profile search`.
+settings.register_profile('amp', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile('search', settings.get_profile('amp'), derandomize=False)
 settings.load_profile('amp')
 
 

@@ -172,7 +172,7 @@ def test_a_stream_whose_token_runs_out_goes_on_with_the_next(tokens: TokenServer
     committed = threading.Event()
 
     def run_out(server: FlightServer) -> None:
-        committed.wait(30)
+        committed.wait(120)
         tokens.valid.clear()
         server.answers['q'] = Answer([[(rows(1, 1), block(8)), silence]])
         raise fl.FlightUnauthenticatedError('the token has run out')
@@ -205,8 +205,8 @@ def test_several_processes_and_threads_renew_once(tokens: TokenServer) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
-    told = {process.communicate(timeout=60)[0].strip() for process in processes}
+        thread.join(120)
+    told = {process.communicate(timeout=120)[0].strip() for process in processes}
     assert told | set(found) == tokens.valid == {'access-2'}
     assert refreshes(tokens) == 1
 
@@ -229,7 +229,7 @@ def test_a_killed_process_leaves_lock_and_file_usable(tokens: TokenServer) -> No
     path = log_in(tokens, -5)
     code = 'from amp.auth import LoginFile; import os\nwith LoginFile().locked(), LoginFile().replacing(): os._exit(9)'
     own = environment(HOME=str(Path.home()))
-    assert subprocess.run([sys.executable, '-c', code], env=own, check=False, timeout=60).returncode == 9
+    assert subprocess.run([sys.executable, '-c', code], env=own, check=False, timeout=120).returncode == 9
     assert LoginToken().current() == 'access-2'
     assert json.loads(path.read_text())['accessToken'] == 'access-2'
 

@@ -25,6 +25,7 @@ from amp.devserver.simulator import TRANSFER_TOPIC
 from amp.errors import ConfigError, SourceError
 from tests.support.bare_client import BareClient
 from tests.support.command_line import AMP
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +46,7 @@ def serve(file) -> LocalAmp:
 @pytest.fixture(scope='module')
 def two_anvils():
     binary = install_anvil()
-    with Anvil(binary) as one, Anvil(binary) as other:
+    with Anvil(binary, port=free_port()) as one, Anvil(binary, port=free_port()) as other:
         for anvil, transfers in ((one, 3), (other, 5)):
             token = anvil.deploy_erc20()
             for amount in range(transfers):
@@ -261,7 +262,7 @@ def test_the_command_serves_a_file(tmp_path):
             [*AMP, 'serve', '--config', str(file), '--port', port],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         assert again.returncode == 3
@@ -274,7 +275,7 @@ def test_the_command_serves_a_file(tmp_path):
     assert 'jsonl' in said
     assert 'admin' in said
     wrong = subprocess.run(
-        [*AMP, 'serve', '--config', str(tmp_path / 'no.toml')], capture_output=True, text=True, timeout=60, check=False
+        [*AMP, 'serve', '--config', str(tmp_path / 'no.toml')], capture_output=True, text=True, timeout=240, check=False
     )
     assert wrong.returncode == 3
     assert 'no.toml cannot be read' in wrong.stderr
@@ -314,7 +315,7 @@ def test_the_file_of_the_page(tmp_path):
         assert len(commands) == 5
         for line in commands:
             here = line.replace('http://localhost:1603', amp.jsonl_url).replace('http://localhost:1610', amp.admin_url)
-            done = subprocess.run([*shlex.split(here), '-sf'], capture_output=True, text=True, timeout=60, check=False)
+            done = subprocess.run([*shlex.split(here), '-sf'], capture_output=True, text=True, timeout=240, check=False)
             assert done.returncode == 0, line
 
 
@@ -322,6 +323,6 @@ def test_the_tests_of_the_page(tmp_path):
     [text] = [each for each in re.findall(r'```python\n(.*?)```', PAGE, flags=re.DOTALL) if 'pytest_plugins' in each]
     (tmp_path / 'test_mine.py').write_text(text)
     command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_mine.py']
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout
     assert '3 passed' in done.stdout

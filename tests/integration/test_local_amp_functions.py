@@ -18,6 +18,7 @@ from amp.devserver.anvil import Anvil, find_anvil, install_anvil
 from amp.devserver.evm.functions import BUILDERS, BY_TYPES
 from tests.support.bare_client import BareClient
 from tests.support.command_line import AMP, amp, end, environment, one_sentence
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -159,7 +160,7 @@ def test_friendly_errors_have_other_codes_and_texts():
 
 @pytest.fixture(scope='module')
 def anvil():
-    with Anvil(install_anvil()) as node:
+    with Anvil(install_anvil(), port=free_port()) as node:
         yield node
 
 
@@ -279,7 +280,11 @@ def test_calls_that_cannot_be_meant(real, arguments, told):
 
 
 def test_a_node_that_is_gone_is_a_message_in_the_row(anvil):
-    with Anvil(find_anvil()) as other, LocalAmp.from_rpc(other.url) as amp, BareClient(amp.url) as client:
+    with (
+        Anvil(find_anvil(), port=free_port()) as other,
+        LocalAmp.from_rpc(other.url) as amp,
+        BareClient(amp.url) as client,
+    ):
         amp.sync()
         other.stop()
         table = client.query(

@@ -94,7 +94,7 @@ def test_the_command(amp, path):
 def test_the_command_in_a_process_of_its_own(amp, path):
     until_head(amp, f'duckdb:///{path}')
     arguments = [sys.executable, '-m', 'amp', 'status', f'duckdb:///{path}', '--json']
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout)['position'][amp.network]['number'] == 199
 
 

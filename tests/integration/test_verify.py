@@ -398,12 +398,12 @@ def test_a_stream_that_runs_on_meanwhile_is_not_blamed(tmp_path):
             thread = threading.Thread(target=follow_and_move)
             thread.start()
             try:
-                assert begun.wait(30)
+                assert begun.wait(60)
                 reports = [report for _ in range(8) for report in verify_table(loader, 'logs', source=client)]
             finally:
                 enough.set()
                 amp.mine(1)
-                thread.join(30)
+                thread.join(120)
             assert not thread.is_alive()
     assert [report.findings for report in reports] == [[]] * 8
 

@@ -35,7 +35,7 @@ def bare(wheel, tmp_path_factory) -> Path:
 
 def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], cwd=folder, capture_output=True, text=True, check=False, timeout=60
+        [str(part) for part in command], cwd=folder, capture_output=True, text=True, check=False, timeout=240
     )
 
 

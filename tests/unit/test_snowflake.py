@@ -154,7 +154,7 @@ def test_files_are_closed_at_their_size_and_uploaded_while_the_next_is_written()
     def upload(path: Path) -> None:
         if path.name == 'part-00001.parquet':
             # It can only come to an end when rows go on being taken meanwhile.
-            assert written_on.wait(30)
+            assert written_on.wait(120)
         seen.append((path.name, pq.read_metadata(path).num_rows))
 
     files = ParquetFiles(batch.schema, upload, file_bytes=2 * 1024**2)

@@ -21,7 +21,7 @@ Order = Mapping[str, Any]
 
 Position = Mapping[str, Mapping[str, int | str]]
 
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 class Child:
@@ -132,7 +132,8 @@ class Child:
         if stdout is None:
             raise AssertionError('a child has a stdout')
         for line in stdout:
-            self._events.put(json.loads(line))
+            if line.endswith(b'\n'):  # a kill may cut the last one short
+                self._events.put(json.loads(line))
         self._events.put(None)
 
     def _expect(self, event: str) -> None:

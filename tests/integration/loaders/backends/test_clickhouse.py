@@ -285,7 +285,7 @@ def test_a_take_over_ends_what_an_older_writer_is_still_inserting(own_database):
         wait_until(lambda: db.session.run(running))
         db.streaming_destination().open_stream(key, Claim('newer', 'now'))
         assert not db.session.run(running)
-        thread.join(30)
+        thread.join(120)
         assert [error.context['code'] for error in ended] == [394]
         assert raw_numbers(db) == numbers(db) == [1, 9]
 
@@ -665,7 +665,7 @@ def test_a_full_disk_is_permanent_until_there_is_room(tmp_path):
 def follow(loader, responses: list[ResponseBatch], **settings) -> list[Any]:
     """Run a stream that is tried again, until the last of `responses` is committed."""
     retry = RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=200)
-    chosen = StreamSettings(strict=False, retry=retry, retry_seconds=60, **settings)
+    chosen = StreamSettings(strict=False, retry=retry, retry_seconds=200, **settings)
     results = []
     for result in StreamEngine(loader, StreamJob(StreamKey('t', 't')), Asked(responses).connect, chosen).run():
         results.append(result)

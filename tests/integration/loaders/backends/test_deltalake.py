@@ -375,7 +375,7 @@ def test_many_who_open_streams_at_once_get_epochs_and_numbers_of_their_own(tmp_p
 
     def take(i: int) -> tuple[int, int]:
         with DeltaLakeLoader({'root': str(tmp_path)}) as db:
-            barrier.wait(30)
+            barrier.wait(120)
             state = db.open_stream(StreamKey('t', f's{i % 2}'), Claim(f'owner {i}', 'now'))
             return state.number, state.epoch
 
@@ -605,7 +605,7 @@ def test_two_streams_run_at_once_and_undo_beside_each_other(tmp_path):
             pytest.fail('twenty conflicts, one after the other')
 
         with DeltaLakeLoader({'root': str(tmp_path)}) as db:
-            barrier.wait(30)
+            barrier.wait(120)
             for i in range(6):
                 [response] = chain(i, 1, branch=name)
                 step(response)
@@ -615,7 +615,7 @@ def test_two_streams_run_at_once_and_undo_beside_each_other(tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         for done in [pool.submit(run, name) for name in ('one', 'two')]:
-            done.result(timeout=120)
+            done.result(timeout=240)
     with DeltaLakeLoader({'root': str(tmp_path)}) as db:
         assert numbers(db) == sorted(2 * [n for i in range(6) for n in (i * 10, i * 10 + 9)])
 
@@ -628,7 +628,7 @@ def in_child(code: str, *arguments: str) -> str:
     head = 'import os, resource, signal, sys; import pyarrow as pa\n'
     head += 'from amp.loaders.implementations.deltalake_loader import DeltaLakeLoader\n'
     done = subprocess.run(
-        [sys.executable, '-c', head + code, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, '-c', head + code, *arguments], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

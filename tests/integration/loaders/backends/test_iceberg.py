@@ -569,7 +569,7 @@ def test_threads_and_processes_lose_and_double_nothing(lake):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(240) for process in processes] == [0, 0]
     assert [n for (n,) in rows(lake)] == [0, *(100 * n + i for n in (1, 2, 3, 4) for i in range(loads))]
 
 
@@ -695,7 +695,7 @@ def test_a_full_disk_keeps_nothing_of_the_unit(lake):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.stdout.startswith('False '), done.stderr
     assert 'full' in done.stdout

@@ -365,7 +365,7 @@ with LMDBLoader({'db_path': sys.argv[1], 'sync': False}) as db:
     children = [subprocess.Popen([sys.executable, '-c', code, folder, str(n)]) for n in (10, 11)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(append, range(4)))
-    assert [child.wait(60) for child in children] == [0, 0]
+    assert [child.wait(240) for child in children] == [0, 0]
     with opened(folder) as db:
         wanted = [n * 1000 + i for n in (*range(4), 10, 11) for i in range(batches * 10)]
         assert [x for (x,) in rows(db, 't')] == sorted(wanted)

@@ -406,7 +406,7 @@ def test_many_who_open_streams_at_once_get_epochs_and_numbers_of_their_own(tmp_p
 
     def take(i: int) -> tuple[int, int]:
         with ParquetLoader({'root': str(tmp_path)}) as db:
-            barrier.wait(30)
+            barrier.wait(120)
             state = db.open_stream(StreamKey('t', f's{i % 2}'), Claim(f'owner {i}', 'now'))
             return state.number, state.epoch
 
@@ -442,10 +442,10 @@ def test_streams_the_store_and_compactions_at_once(tmp_path):
         joining = pool.submit(join)
         try:
             for done in [pool.submit(run, 'one'), pool.submit(run, 'two'), pool.submit(append)]:
-                done.result(timeout=120)
+                done.result(timeout=240)
         finally:
             over.set()
-        joining.result(timeout=60)
+        joining.result(timeout=120)
     with ParquetLoader({'root': root}) as db:
         streamed = 2 * [n for i in range(5) for n in (i * 10, i * 10 + 9)]
         assert numbers(db) == sorted([*streamed, *range(1000, 1005)])
@@ -521,7 +521,7 @@ with ParquetLoader({'root': sys.argv[1]}) as db:
     print(db.load_table(pa.table({'x': pa.array([2], pa.int64())}), 't').success)
 """
     done = subprocess.run(
-        [sys.executable, '-c', code, db.config.root], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, '-c', code, db.config.root], capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     full, then = done.stdout.splitlines()
@@ -542,7 +542,7 @@ def test_the_example_of_the_page_runs(tmp_path):
     page = Path(__file__).parents[4] / 'docs' / 'destinations' / 'parquet.md'
     [code] = re.findall(r'```python\n(.*?)```', page.read_text(), flags=re.DOTALL)
     done = subprocess.run(
-        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     assert '18446744073709551615' in done.stdout

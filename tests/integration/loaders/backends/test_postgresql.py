@@ -42,6 +42,7 @@ from tests.integration.loaders.test_shared_streams import (
     numbers,
     stream,
 )
+from tests.support.faults import wait_until
 from tests.support.ports import free_port
 from tests.support.postgres import postgresql_config, start_postgres
 from tests.support.small_disk import make_room, small_disk
@@ -141,7 +142,7 @@ def follow(loader, responses: list[ResponseBatch], table='t', **settings) -> lis
     chosen = StreamSettings(
         strict=False,
         retry=RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=200),
-        retry_seconds=20,
+        retry_seconds=120,
         **settings,
     )
     results = []
@@ -631,7 +632,7 @@ def test_an_older_writer_inside_a_unit_holds_nobody_up_and_does_not_come_back(ow
             got = super().get(timeout)
             if got is END:
                 at_work.set()
-                go_on.wait(30)
+                go_on.wait(120)
                 return response(eth(10, 30, '0xx', '0xa'), 13)
             return got
 
@@ -639,7 +640,7 @@ def test_an_older_writer_inside_a_unit_holds_nobody_up_and_does_not_come_back(ow
         settings = StreamSettings(
             strict=False,
             retry=RetryConfig(max_retries=None, initial_backoff_ms=10, max_backoff_ms=100),
-            retry_seconds=20,
+            retry_seconds=120,
         )
         job = StreamJob(StreamKey('t', 't'))
         with PostgreSQLLoader(own_schema) as loader:
@@ -652,12 +653,12 @@ def test_an_older_writer_inside_a_unit_holds_nobody_up_and_does_not_come_back(ow
     thread = threading.Thread(target=run_older)
     thread.start()
     try:
-        assert at_work.wait(30)
+        assert at_work.wait(60)
         stream(db, response(eth(10, 19, '0xy', '0xa'), 15))
         assert numbers(db) == [1, 9, 15]
     finally:
         go_on.set()
-        thread.join(30)
+        thread.join(120)
     assert [type(f) for f in failures] == [StaleEpochError]
     assert numbers(db) == [1, 9, 15]
 
@@ -670,7 +671,7 @@ def test_two_new_streams_at_once_get_numbers_of_their_own(own_schema):
     def take(name):
         try:
             with PostgreSQLLoader(own_schema) as loader:
-                barrier.wait(30)
+                barrier.wait(120)
                 loader.prepare_table(THREE[0].data.schema, 't', create_table=True)
                 states[name] = loader.open_stream(StreamKey('t', name), Claim.now())
         except BaseException as error:
@@ -680,7 +681,7 @@ def test_two_new_streams_at_once_get_numbers_of_their_own(own_schema):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert failures == []
     assert sorted(state.number for state in states.values()) == list(range(1, 9))
 
@@ -721,9 +722,9 @@ def terminate_all(config, units_only: bool = False) -> None:
 
 
 def wait_for_no_backend_but_idle(config) -> list[Any]:
-    """Sessions of loaders that are still in a transaction after five seconds."""
+    """Sessions of loaders that are still in a transaction after half a minute."""
     with psycopg.connect(**dsn(config), autocommit=True) as watcher:
-        for _ in range(100):
+        for _ in range(600):
             busy = watcher.execute(
                 "SELECT state, query FROM pg_stat_activity WHERE application_name = %s AND state <> 'idle'",
                 (config['application_name'],),
@@ -798,7 +799,7 @@ class Rival:
         raise AssertionError('the other session does not wait')
 
     def end(self) -> None:
-        self._thread.join(30)
+        self._thread.join(120)
         self._session.close()
         self._watcher.close()
 
@@ -914,7 +915,12 @@ def test_a_connection_cut_anywhere_in_a_unit_is_tried_again(proxied, db, monkeyp
 
 def test_a_server_that_is_away_for_a_while_is_waited_for(proxied, db, monkeypatch):
     loader, proxy = proxied
-    back = threading.Timer(0.5, lambda: proxy.refuse(False))
+
+    def come_back_when_missed():
+        wait_until(lambda: proxy.done['refused'] > 1)
+        proxy.refuse(False)
+
+    back = threading.Thread(target=come_back_when_missed)
 
     def go_away():
         proxy.refuse()
