@@ -24,6 +24,7 @@ from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor
 from amp.streaming.resilience import PRESETS, BackPressureConfig
 from tests.integration.test_backfill_bad_input import commits_wait_until
 from tests.integration.test_parallel_streaming import below, executor
+from tests.support.command_line import amp as run_amp
 from tests.support.faults import hook
 from tests.support.following import SQL, in_order, stored
 from tests.support.ports import free_port
@@ -199,6 +200,17 @@ def test_processes_into_the_parquet_store(amp, processes, tmp_path):
 def test_dask_into_the_parquet_store(amp, dask, tmp_path):
     with DaskExecutor(dask) as pool:
         landed(amp, pool, 'parquet', {'root': f'{tmp_path}/store'})
+
+
+@pytest.mark.parquet
+def test_the_command_takes_a_dask_cluster(amp, dask, tmp_path):
+    to = f'parquet:///{tmp_path}/store'
+    typed = run_amp(
+        'backfill', amp.url, SQL, '--to', to, '-t', 'logs', '--end', '100', '-w', '2', '--partition-size', '10',
+        '--dask', dask.scheduler.address,
+    )  # fmt: skip
+    assert typed.returncode == 0, typed.stderr
+    assert stored(to) == below(amp, 100)
 
 
 @pytest.fixture
