@@ -35,6 +35,24 @@ class LoaderTestConfig:
         raise NotImplementedError
 
 
+class KeyValueTestConfig(LoaderTestConfig):
+    """For destinations that have no language to ask in: what is there, the loader itself says."""
+
+    def get_row_count(self, loader: DataLoader[Any], table_name: str) -> int:
+        return loader.get_table_info(table_name)['row_count']
+
+    def query_rows(
+        self, loader: DataLoader[Any], table_name: str, where: str | None = None, order_by: str | None = None
+    ) -> list[dict[str, Any]]:
+        return loader.stamped_scan(table_name).read_all().to_pylist()
+
+    def cleanup_table(self, loader: DataLoader[Any], table_name: str) -> None:
+        loader.drop_table(table_name)
+
+    def get_column_names(self, loader: DataLoader[Any], table_name: str) -> list[str]:
+        return loader.get_table_info(table_name)['columns']
+
+
 @pytest.fixture
 def loader(request: pytest.FixtureRequest) -> DataLoader[Any]:
     """A loader that is not connected yet, built from the test class's `config`."""

@@ -27,7 +27,7 @@ from amp.loaders.unit import Claim
 from amp.streaming import ResponseBatch
 from amp.streaming.ledger import StreamKey
 from amp.streaming.lmdb_state import LMDBStreamStateStore
-from tests.integration.loaders.conftest import LoaderTestConfig
+from tests.integration.loaders.conftest import KeyValueTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
@@ -35,21 +35,9 @@ from tests.integration.loaders.test_base_types import BaseTypeTests
 pytestmark = [pytest.mark.integration, pytest.mark.lmdb]
 
 
-class LMDBTestConfig(LoaderTestConfig):
+class LMDBTestConfig(KeyValueTestConfig):
     loader_class = LMDBLoader
     config_fixture_name = 'lmdb_test_config'
-
-    def get_row_count(self, loader, table_name):
-        return loader.get_table_info(table_name)['row_count']
-
-    def query_rows(self, loader, table_name, where=None, order_by=None) -> list[dict[str, Any]]:
-        return loader.stamped_scan(table_name).read_all().to_pylist()
-
-    def cleanup_table(self, loader, table_name):
-        loader.drop_table(table_name)
-
-    def get_column_names(self, loader, table_name):
-        return loader.get_table_info(table_name)['columns']
 
 
 class TestLMDBLoader(BaseLoaderTests):
