@@ -86,7 +86,7 @@ def _snowflake(servers: Callable[[str], Any], folder: Path) -> Iterator[Place]:
     with TcpProxy(direct['host'], direct['port']) as proxy:
         through = {**direct, 'host': '127.0.0.1', 'port': proxy.port, 'network_timeout': 3, 'login_timeout': 5}
         # What the driver sends is compressed, so the commit is known by its moment alone.
-        yield Place('snowflake', proxy, through, direct, b'', is_http=True, patient_uploads=True)
+        yield Place('snowflake', proxy, through, direct, b'', is_http=True)
 
 
 def _s3(servers: Callable[[str], Any]) -> tuple[dict[str, str], TcpProxy]:

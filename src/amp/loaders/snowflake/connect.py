@@ -53,6 +53,7 @@ _HINTS = {
 
 def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
     """A connection of the driver. Raises DestinationError."""
+    silence = min(config.network_timeout, _LONGEST_SILENCE)
     try:
         connection = snowflake.connector.connect(
             **config.login(),
@@ -61,7 +62,7 @@ def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
             login_timeout=config.login_timeout,
             network_timeout=config.network_timeout,
             # A statement that runs longer is asked for again and again: each answer comes soon.
-            socket_timeout=min(config.network_timeout, _LONGEST_SILENCE),
+            socket_timeout=silence,
             client_session_keep_alive=True,
             application=config.application,
             session_parameters={
@@ -70,6 +71,7 @@ def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
                 'CLIENT_OUT_OF_BAND_TELEMETRY_ENABLED': False,
             },
         )
+        _bound_uploads(connection, silence)
         with connection.cursor() as cursor:
             # A login with the name of a schema that is not there succeeds.
             cursor.execute('SELECT CURRENT_SCHEMA()')
@@ -83,6 +85,32 @@ def dial(config: SnowflakeConnectionConfig, *, autocommit: bool) -> Any:
             hint='check database, schema and role',
         )
     return connection
+
+
+def _bound_uploads(connection: Any, silence: int) -> None:
+    """Let no request of the driver, nor one to a stage, wait longer than so many seconds for a byte.
+
+    The driver has no option for stages: it waits ten minutes for each answer to an upload.
+    """
+    sessions = getattr(connection.rest, 'session_manager', None)
+    if sessions is None:  # older drivers have none
+        return
+    make_adapter = sessions.adapter_factory
+
+    def make_bounded(*args: Any, **kwargs: Any) -> Any:
+        adapter = make_adapter(*args, **kwargs)
+        send = adapter.send
+
+        def send_bounded(request: Any, *, timeout: Any = None, **options: Any) -> Any:
+            connect, read = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+            return send(request, timeout=(connect, silence if read is None else min(read, silence)), **options)
+
+        adapter.send = send_bounded
+        return adapter
+
+    sessions.adapter_factory = make_bounded
+    # Those of the login were made without.
+    sessions.close()
 
 
 class Session:
