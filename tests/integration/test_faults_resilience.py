@@ -45,7 +45,7 @@ def dialled(proxy: TcpProxy) -> int:
 
 @on('redis')
 def test_an_open_breaker_leaves_the_server_alone_and_one_probe_finds_out_that_it_is_back(place: Place) -> None:
-    breaker = {'failure_threshold': 2, 'recovery_ms': 300}
+    breaker = {'failure_threshold': 2, 'recovery_ms': 3_000}
     config = {**place.through, 'resilience': {'circuit_breaker': breaker}}
     batch = pa.record_batch({'x': [1, 2, 3]})
     with create_loader(place.loader, config) as loader:
