@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 __all__ = ['Figures', 'read_figures']
 
-_SECONDS = 2.0
+_SECONDS = 5.0
 _KEPT = {
     'amp_rows_total': 'rows',
     'amp_commits_total': 'commits',
