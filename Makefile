@@ -10,7 +10,7 @@ PYTEST := $(PY) -m pytest
 .venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
 	@scripts/bootstrap
 
-.PHONY: help setup demo test test-unit test-integration test-all test-performance test-chaos soak check lint format types bench bench-quick site build pins clean
+.PHONY: help setup demo test test-unit test-pythons test-integration test-all test-performance test-chaos soak check lint format types bench bench-quick site build pins clean
 help:  ## what can be made
 	@grep -hE '^[a-z][a-z%-]*:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
@@ -25,11 +25,14 @@ test: .venv/.ready  ## what CI runs: everything but the full matrices
 test-unit: .venv/.ready  ## pure logic, seconds
 	$(PYTEST) -n $(WORKERS) -m unit
 
+test-pythons: .venv/.ready  ## the same on the other Pythons of this machine that amp supports
+	@scripts/other_pythons
+
 test-integration: .venv/.ready  ## real servers, started by the tests
 	$(PYTEST) -n $(WORKERS) -m "integration and not slow"
 
-test-all: .venv/.ready  ## the full matrices too, with coverage
-	$(PYTEST) -n $(WORKERS) -m "not performance" --cov --cov-report=term-missing:skip-covered
+test-all: .venv/.ready  ## the full matrices and examples never seen before too, with coverage
+	$(PYTEST) -n $(WORKERS) --hypothesis-profile search -m "not performance" --cov --cov-report=term-missing:skip-covered
 
 test-chaos: .venv/.ready  ## processes killed with -9, in full
 	$(PYTEST) -n $(WORKERS) -m chaos
@@ -75,4 +78,4 @@ pins: .venv/.ready  ## write requirements/dev.txt anew from pyproject.toml
 	  --extra duckdb --extra serve -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
 
 clean:  ## everything that was made
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .pythons dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

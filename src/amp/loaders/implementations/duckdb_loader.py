@@ -343,7 +343,7 @@ def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     run(connection, 'BEGIN')
     try:
         yield
-    except BaseException:
+    except BaseException:  # whatever ended it, an interrupt too, is raised on
         run(connection, 'ROLLBACK')
         raise
     run(connection, 'COMMIT')
