@@ -54,14 +54,7 @@ class Staging:
 
     def add(self, table: pa.Table, *, data_change: bool = True) -> None:
         """Write one file for each partition in the table. Raises OSError; what was written then stays for `discard`."""
-
-        def write(group: Group) -> AddAction:
-            with ExitStack() as opened:
-                file = self._open(group.texts, group.schema, opened)
-                file.write(group.rows())
-                return file.described(now, data_change)
-
-        now = _now()
+        write = partial(self._write, now=_now(), data_change=data_change)
         groups = [group for group in split(table, self.partition_by) if group.count]
         if len(groups) == 1:
             self.adds.append(write(groups[0]))
@@ -86,29 +79,27 @@ class Staging:
             self._add_beside(first, chain([second], tables))
 
     def _add_beside(self, first: pa.Table, tables: Iterator[pa.Table]) -> None:
+        now = _now()
         files: dict[Partition, _File] = {}
 
-        def write(group: Group) -> None:  # a table has a partition once: no two threads have the same file
+        def write(group: Group) -> AddAction | None:  # a table has a partition once: no two threads have one file
             if group.texts not in files:
-                files[group.texts] = self._open(group.texts, group.schema, opened)
+                if len(files) >= _MANY_PARTITIONS:
+                    return self._write(group, now)
+                files[group.texts] = self._open(group, opened)
             files[group.texts].write(group.rows())
+            return None
 
         def write_all(table: pa.Table) -> None:
-            list(pool.map(write, split(table, self.partition_by)))
-
-        def finish() -> None:
-            self.adds += pool.map(_File.described, files.values(), repeat(_now()))
-            files.clear()
+            self.adds += filter(None, pool.map(write, split(table, self.partition_by)))
 
         with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as beside:
             under_way = beside.submit(write_all, first)
             for table in tables:
                 under_way.result()
-                if len(files) > _MANY_PARTITIONS:
-                    finish()
                 under_way = beside.submit(write_all, table)
             under_way.result()
-            finish()
+            self.adds += pool.map(_File.described, files.values(), repeat(now))
 
     def replaces(self, snapshot: Snapshot) -> list[int]:
         """The files of a snapshot in the partitions that were written here (without partitions: all), for `commit`."""
@@ -117,8 +108,14 @@ class Staging:
             written = {()}
         return [at for at, partition in enumerate(snapshot.partitions) if partition in written]
 
-    def _open(self, texts: Partition, schema: pa.Schema, opened: ExitStack) -> _File:
-        folder = names.partition_directory(self.partition_by, texts)
+    def _write(self, group: Group, now: int, data_change: bool = True) -> AddAction:
+        with ExitStack() as opened:
+            file = self._open(group, opened)
+            file.write(group.rows())
+            return file.described(now, data_change)
+
+    def _open(self, group: Group, opened: ExitStack) -> _File:
+        folder = names.partition_directory(self.partition_by, group.texts)
         path = f'{folder}/{uuid.uuid4().hex}.parquet' if folder else f'{uuid.uuid4().hex}.parquet'
         self._begun.append(f'{self.directory}/{path}')
         if self.storage.local:
@@ -127,8 +124,10 @@ class Staging:
             stream = opened.enter_context(
                 self.storage.filesystem.open_output_stream(self.storage.path(self.directory, path))
             )
-            writer = opened.enter_context(pq.ParquetWriter(stream, schema, write_page_checksum=True, version='2.6'))
-        return _File(path, dict(zip(self.partition_by, texts, strict=True)), stream, writer)
+            writer = opened.enter_context(
+                pq.ParquetWriter(stream, group.schema, write_page_checksum=True, version='2.6')
+            )
+        return _File(path, dict(zip(self.partition_by, group.texts, strict=True)), stream, writer)
 
     def keep(self) -> None:
         """The files may be part of the table now: never remove them."""
