@@ -17,6 +17,13 @@ settings.register_profile('search', settings.get_profile('amp'), derandomize=Fal
 settings.load_profile('amp')
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every worker must give a test the same name: an object's address in one is another in each of them."""
+    with_addresses = [item.nodeid for item in items if ' at 0x' in item.nodeid]
+    if with_addresses:
+        raise pytest.UsageError(f'Names of tests with an address in them (give `ids=`): {with_addresses}')
+
+
 @pytest.fixture(scope='session')
 def amp_test_data() -> Path | None:
     """The folder of real Amp-written Parquet, where it is at hand."""
