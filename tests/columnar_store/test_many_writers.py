@@ -14,7 +14,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from amplify_db_utils import DuckDBParquetStore, StoreError
+from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore, StoreError
+from amplify_db_utils.storage import open_storage
 from tests.columnar_store.conftest import Opener, finish
 from tests.columnar_store.models import PARTITION_BY, image
 
@@ -248,3 +249,21 @@ def test_a_commit_of_ones_own_keeps_its_mark(images: DuckDBParquetStore) -> None
     assert images.count('images') == 1
     assert images.vacuum('images', 0) == []
     assert list(log.snapshot().partition_by) == PARTITION_BY
+
+
+def test_a_directory_that_is_made_while_it_is_listed_is_no_error(tmp_path: Path) -> None:
+    storage, made, over = open_storage(DuckDBParquetConfig(root=tmp_path)), tmp_path / 't', threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            made.mkdir()
+            made.rmdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(come_and_go)
+        try:
+            for _ in range(20_000):
+                assert storage.listing('t') == []
+        finally:
+            over.set()
+        coming.result(60)

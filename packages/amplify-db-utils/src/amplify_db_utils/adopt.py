@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
@@ -57,12 +56,9 @@ def _typed(texts: Array, kind: pa.DataType) -> Array:
 
 def parquet_files(storage: Storage, directory: str) -> list[tuple[str, int]]:
     """Path, relative to the table, and size of each Parquet file below its directory; names with _ or . first are not data."""
-    selector = pafs.FileSelector(storage.path(directory), allow_not_found=True, recursive=True)
     start = len(storage.path(directory)) + 1
-    infos = [
-        info for info in storage.filesystem.get_file_info(selector) if info.is_file and info.extension == 'parquet'
-    ]
-    found = [(info.path[start:], info.size) for info in infos]
+    infos = storage.listing(directory, recursive=True)
+    found = [(info.path[start:], info.size) for info in infos if info.is_file and info.extension == 'parquet']
     return sorted((path, size) for path, size in found if not any(part[0] in '_.' for part in path.split('/') if part))
 
 

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from amplify_db_utils.files import Staging
 from amplify_db_utils.log import Snapshot, TableLog
@@ -97,7 +96,7 @@ def vacuum(storage: Storage, log: TableLog, retention_hours: float) -> list[str]
         # A file taken out since then was there then, or was written since.
         needed |= set(log.at(since).files.column('path').to_pylist())
     start = len(storage.path(log.directory)) + 1
-    found = storage.filesystem.get_file_info(pafs.FileSelector(storage.path(log.directory), recursive=True))
+    found = storage.listing(log.directory, recursive=True)
     old = [
         info for info in found if info.is_file and info.extension == 'parquet' and info.mtime and info.mtime <= since
     ]

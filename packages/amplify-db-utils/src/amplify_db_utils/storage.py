@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from obstore.store import S3Store
 
 _LOG = '_delta_log'
+_LISTINGS = 10
 _S3_ATTEMPTS = 5  # of one request, with growing pauses between: some seconds
 
 
@@ -70,11 +71,19 @@ class Storage:
         self._alias_of[directory] = alias
         return alias
 
+    def listing(self, *parts: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        """What is in a directory; nothing where there is none. Raises StorageUnavailable."""
+        selector = pafs.FileSelector(self.path(*parts), allow_not_found=True, recursive=recursive)
+        with reaching():
+            for _ in range(_LISTINGS):
+                # Arrow asks whether a directory is there after it failed to list it: one made in between is an error.
+                with contextlib.suppress(FileNotFoundError):
+                    return list(self.filesystem.get_file_info(selector))
+            return list(self.filesystem.get_file_info(selector))
+
     def has_log(self, directory: str) -> bool:
         """Whether a transaction log has begun there."""
-        with reaching():
-            files = self.filesystem.get_file_info(pafs.FileSelector(self.path(directory, _LOG), allow_not_found=True))
-        return any(info.base_name.endswith(('.json', '.parquet')) for info in files)
+        return any(info.base_name.endswith(('.json', '.parquet')) for info in self.listing(directory, _LOG))
 
     def has_version(self, directory: str, version: int) -> bool:
         """Whether a log on a disk has the file of that version."""

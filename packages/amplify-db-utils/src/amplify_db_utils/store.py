@@ -9,7 +9,6 @@ from itertools import chain
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 from deltalake.exceptions import CommitFailedError
 
 from amplify_db_utils import adopt, filters, maintenance, names, registry, rows
@@ -250,8 +249,7 @@ class DuckDBParquetStore(ColumnarStore):
             registry.update(self._storage, self._all_entries)
 
     def _all_logs(self) -> dict[str, TableLog]:
-        here = pafs.FileSelector(self._storage.path(), allow_not_found=True)
-        found = [info.base_name for info in self._storage.filesystem.get_file_info(here) if not info.is_file]
+        found = [info.base_name for info in self._storage.listing() if not info.is_file]
         return {name: self.log(name) for name in map(names.table_name, found) if names.is_table(name)}
 
     def _all_entries(self) -> registry.Entries:
