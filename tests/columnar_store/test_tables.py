@@ -206,6 +206,7 @@ def test_a_required_column_may_become_nullable(images: DuckDBParquetStore) -> No
         (pa.schema([('a', 'int64'), ('b', 'int64')]), 5, 'list of columns'),
         (pa.schema([('a', 'int64'), ('b', 'int64')]), [5], 'not present in the schema'),
         (pa.schema([]), None, 'at least one column'),
+        (pa.schema([('a', 'int64'), ('b\x00c', 'int64')]), None, 'NUL'),
     ],
 )
 def test_what_cannot_be_a_table_is_refused(store: DuckDBParquetStore, schema: pa.Schema, keys: Any, match: str) -> None:

@@ -123,6 +123,22 @@ def test_a_dict_is_stored_as_json_text(store: DuckDBParquetStore) -> None:
             store.write('t', [everything(1, blob={'x': wrong})])
 
 
+def test_a_frame_brings_dicts_and_columns_that_the_table_lacks(store: DuckDBParquetStore) -> None:
+    class Note(BaseModel):
+        key: int
+        blob: dict | None = None
+
+    store.create_table('t', Note)
+    values: list[Any] = [{'a': 1}, {'a': 'x', 'b': [None, {'c': 1}]}, None, {}, '{"text": 1}']
+    frame = pd.DataFrame({'key': range(5), 'blob': values, 'other': [1, 'x', None, object(), {}]})
+    store.write('t', frame)
+    found = sorted(store.read('t'), key=lambda row: row['key'])
+    assert [row['blob'] and json.loads(row['blob']) for row in found] == [*values[:4], {'text': 1}]
+    with pytest.raises(BadRecord, match='record 1: no JSON'):
+        store.write('t', pd.DataFrame({'key': [1, 2], 'blob': [{}, {'x': object()}]}))
+    assert store.count('t') == 5
+
+
 def test_naive_means_utc_and_other_zones_are_converted(store: DuckDBParquetStore) -> None:
     store.create_table('t', pa.schema([('at', pa.timestamp('us', 'UTC'))]))
     noon = datetime(2024, 5, 17, 12, tzinfo=UTC)

@@ -67,7 +67,7 @@ def blocks(records: Any, schema: pa.Schema, keys: Sequence[str] = ()) -> Iterato
     elif isinstance(records, pa.RecordBatchReader):
         records = records.read_all()
     elif _is_frame(records):
-        records = _from_frame(records)
+        records = _from_frame(records, schema)
     if isinstance(records, pa.Table):
         yield _from_arrow(records, schema, keys)
         return
@@ -81,11 +81,29 @@ def _is_frame(records: Any) -> bool:
     return type(records).__module__.partition('.')[0] == 'pandas' and hasattr(records, 'columns')
 
 
-def _from_frame(frame: Any) -> pa.Table:
+def _from_frame(frame: Any, schema: pa.Schema) -> pa.Table:
     try:
-        return pa.Table.from_pandas(frame, preserve_index=False)
+        known = frame.loc[:, frame.columns.isin(schema.names)]
+        texts = {name: _json_of_frame(known[name], schema.field(name)) for name in _with_dicts(known, schema)}
+        table = pa.Table.from_pandas(known.drop(columns=list(texts)), preserve_index=False)
+        for name, text in texts.items():
+            table = table.append_column(name, text)
+    except BadRecord:
+        raise
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise BadRecord(f'the DataFrame is no table: {error}') from error
+    return table
+
+
+def _with_dicts(frame: Any, schema: pa.Schema) -> list[str]:
+    """The columns declared as JSON that hold dicts: Arrow would make them one struct with the keys of all."""
+    texts = [field.name for field in schema if pa.types.is_large_string(field.type)]
+    once = [name for name in texts if list(frame.columns).count(name) == 1]
+    return [name for name in once if any(isinstance(value, dict | list) for value in frame[name])]
+
+
+def _json_of_frame(column: Any, field: Field) -> Array:
+    return _json(column.astype(object).where(column.notna(), None).tolist(), field, 0)
 
 
 def _from_arrow(table: pa.Table, schema: pa.Schema, keys: Sequence[str]) -> pa.Table:

@@ -153,6 +153,9 @@ def check_new(schema: pa.Schema, partition_by: Sequence[str]) -> None:
     doubled = sorted({name for name in schema.names if names.count(name.casefold()) > 1})
     if doubled:
         raise SchemaConflict(f'columns must differ by more than case: {doubled}')
+    cut = [name for name in schema.names if '\x00' in name]
+    if cut:  # Arrow hands names to others as C strings
+        raise SchemaConflict(f'a column name cannot hold the character NUL: {cut}')
     absent = [key for key in partition_by if key not in schema.names]
     if absent:
         raise SchemaConflict(
