@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -44,11 +44,18 @@ def one_microbatch(batches: list[pa.RecordBatch]) -> Iterator[ResponseBatch]:
 
 
 def seconds_to_undo(
-    loader: DataLoader[Any], table: str, rows: int, undone: int = 100_000, times: int = 7, columns: int | None = None
+    loader: DataLoader[Any],
+    table: str,
+    rows: int,
+    undone: int = 100_000,
+    times: int = 7,
+    columns: int | None = None,
+    settle: Callable[[], object] = lambda: None,
 ) -> float:
     """Load `rows` in microbatches of `undone` rows, then take the last ones back, one by one; the median.
 
-    `columns`: so many of them only, for destinations where many wide rows would take the machine's disk.
+    `columns`: so many of them only, for destinations where many wide rows would take the machine's disk. `settle` is
+    called between.
     """
     batches = make_batches(count=undone // 8192 + 1)
     one = pa.Table.from_batches(batches).slice(0, undone).combine_chunks()
@@ -63,6 +70,7 @@ def seconds_to_undo(
 
     for _ in loader.load_stream_continuous(feed(), table):
         pass
+    settle()
     seconds = []
     for i in range(count - 1, count - 1 - times, -1):
         news = ResponseBatch.reorg_batch([BlockRange('benchnet', i * 10, count * 10)])

@@ -193,15 +193,17 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         """Let the index for undo know of `rows` new rows, now and then: the server would do it at its next vacuum.
 
         An undo reads all pages that the index does not know yet. Large units are of a backlog, far from any undo, and
-        the server's own workers get to them first. Not done (no privilege, a lock, no time): it is only slower.
+        the server's own workers get to them first. Not done (no privilege, no time, a vacuum is at it): it is only
+        slower, and the next unit tries again.
         """
         waiting = self._rows_to_summarize.get(table_name, 0) + rows
         is_due = rows <= _SUMMARIZE_ROWS <= waiting
-        self._rows_to_summarize[table_name] = 0 if is_due else waiting
-        if not is_due:
-            return
+        self._rows_to_summarize[table_name] = 0 if is_due and self._summarized(table_name) else waiting
+
+    def _summarized(self, table_name: str) -> bool:
         with suppress(psycopg.Error, DestinationError), self._transaction():
-            self.run("SET LOCAL lock_timeout = '100ms'")
+            # A vacuum that is waited for longer may be given up, and begins again later.
+            self.run("SET LOCAL lock_timeout = '50ms'")
             self.run("SET LOCAL statement_timeout = '2s'")
             self.run(
                 'SELECT brin_summarize_new_values(i.indexrelid) FROM pg_index i '
@@ -209,6 +211,8 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
                 "WHERE i.indrelid = to_regclass($1) AND m.amname = 'brin'",
                 (self.quoted(table_name),),
             )
+            return True
+        return False
 
     def _clear_table(self, table_name: str) -> None:
         # Not TRUNCATE: readers go on seeing the old rows until the new ones are committed.

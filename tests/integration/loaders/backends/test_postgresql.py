@@ -564,6 +564,23 @@ def test_a_streamed_table_has_its_index_for_undo_and_a_loaded_one_gets_it(db):
     assert numbers(db, 'loaded') == [99], 'rows of no stream stay'
 
 
+def test_what_the_index_for_undo_could_not_learn_during_a_vacuum_it_learns_with_the_next_unit(
+    own_schema, db, monkeypatch
+):
+    monkeypatch.setattr('amp.loaders.implementations.postgresql_loader._SUMMARIZE_ROWS', 40_000)
+    stream(db, response(eth(0, 9, '0xa'), 1))
+    with psycopg.connect(**dsn(own_schema)) as vacuum:
+        vacuum.execute(f'LOCK TABLE {db.quoted("t")} IN SHARE UPDATE EXCLUSIVE MODE')
+        stream(db, response(eth(10, 19, '0xb', '0xa'), *range(40_000)))
+    stream(db, response(eth(20, 29, '0xc', '0xb'), 21))
+    [(pages,)] = db.run(
+        "SELECT pg_relation_size(to_regclass($1)) / current_setting('block_size')::int", (db.quoted('t'),)
+    )
+    assert pages > 2 * 128, 'the index has a summary for every 128 pages'
+    index = f'{quote(db.config.schema)}.{quote("t__amp_tx_id_idx")}'
+    assert db.run('SELECT brin_summarize_new_values(to_regclass($1))', (index,)) == [(0,)]
+
+
 def test_upsert_in_a_stream_gives_back_what_it_replaced(db):
     def keyed(block_range, key, value):
         batch = pa.record_batch({'k': [key], 'v': [value]})
