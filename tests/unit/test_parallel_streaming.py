@@ -9,15 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amp.errors import ConfigError
-from amp.streaming.ledger import StreamState, transaction_id
 from amp.streaming.parallel import (
     BlockRangePartitionStrategy,
     ParallelConfig,
     QueryPartition,
     RangeQueue,
-    lane_name,
-    missing,
-    stream_of_lane,
 )
 from amp.streaming.types import BlockRange
 
@@ -167,48 +163,3 @@ def test_pieces_grow_when_they_are_fast_and_shrink_when_they_are_slow():
     queue.observe(second.end_block - second.start_block, 10, 60)
     third = queue.take()
     assert third.end_block - third.start_block == first.end_block - first.start_block
-
-
-@given(st.sets(st.integers(0, 40)), st.integers(0, 40), st.integers(0, 40))
-def test_what_is_missing_is_what_is_not_there(done, start, end):
-    ranges: list[BlockRange] = []
-    for block in sorted(done):
-        if ranges and ranges[-1].end == block - 1:
-            ranges[-1] = BlockRange('n', ranges[-1].start, block)
-        else:
-            ranges.append(BlockRange('n', block, block))
-    found = missing(ranges, start, end, 'n')
-    assert {b for r in found for b in range(r.start, r.end + 1)} == set(range(start, end + 1)) - done
-    assert missing(ranges, 0, 10, 'other') == (BlockRange('other', 0, 10),)
-
-
-def test_lanes_are_known_by_their_names():
-    assert stream_of_lane(lane_name('logs', 12)) == 'logs'
-    assert stream_of_lane('logs') is None
-    assert stream_of_lane('logs~lane-x') is None
-
-
-# What a lane remembers
-
-
-def test_units_of_a_lane_come_in_any_order_and_keep_the_newest_id():
-    state = StreamState(3, 1)
-    for counter, (start, end) in enumerate([(500, 599), (0, 99), (100, 199)]):
-        state = state.fill(transaction_id(3, 1, counter), BlockRange('n', start, end))
-    assert [(r.start, r.end) for r in state.history()] == [(0, 199), (500, 599)]
-    assert [e.last_id for e in state.entries] == [transaction_id(3, 1, 2)]
-    assert state.settle() is None
-    assert StreamState.from_json(3, 1, state.to_json()) == state
-
-
-def test_units_near_the_head_can_be_taken_back():
-    ids = [transaction_id(3, 1, n) for n in range(4)]
-    state = StreamState(3, 1).fill(ids[0], BlockRange('n', 0, 99))
-    state = state.fill(ids[1], BlockRange('n', 200, 299), final=False)
-    state = state.fill(ids[2], BlockRange('n', 100, 199))
-    state = state.fill(ids[3], BlockRange('n', 300, 399), final=False)
-    assert [(r.start, r.end) for r in state.history()] == [(0, 399)]
-    undo = state.settle()
-    assert [(run.first, run.last) for run in undo.runs] == [(ids[1], ids[1]), (ids[3], ids[3])]
-    assert [(r.start, r.end) for r in undo.state.history()] == [(0, 199)]
-    assert undo.state.settle() is None
