@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from amp.errors import DestinationError, IntegrityError
+from amp.loaders.marks import Marks
 from amp.loaders.mistakes import answer
 from amp.loaders.points import reached
 from amp.loaders.sql import stale_epoch
@@ -78,15 +79,16 @@ def undo_by_id(loader: DataLoader[Any]) -> UndoById:
     """How a loader without transactions streams: by ids when it keeps documents, else at least once."""
     if hasattr(loader, '_read_state') and hasattr(loader, '_write_state'):
         return UndoById(loader, _OwnDocuments(loader))
-    return UndoById(loader, _LocalDocuments(loader.state_store))
+    return UndoById(loader, _LocalDocuments(loader.state_store), Marks(loader.state_store))
 
 
 class UndoById:
     """A StreamingDestination over `_load_batch_impl`, `_delete_runs` and documents."""
 
-    def __init__(self, loader: DataLoader[Any], documents: Documents) -> None:
+    def __init__(self, loader: DataLoader[Any], documents: Documents, marks: Marks | None = None) -> None:
         self.loader = loader
         self.documents = documents
+        self.marks = marks
         self.sweeps_left = 0
         self._left_over = False
 
@@ -123,7 +125,10 @@ class UndoById:
                 self.loader._delete_runs(key.table, taken.dead)
             self.sweeps_left = _SWEEPS_AFTER_TAKEOVER
         reached('open.swept')
-        return taken.stream_state()
+        state = taken.stream_state()
+        if self.marks is not None:
+            self.marks.opened(key, state)
+        return state
 
     def begin(self, job: StreamJob, state: StreamState, first_id: int, undo: Undo | None) -> Unit:
         """Make the intent durable, then take back what it names. Raises DestinationError, to be opened anew first."""
@@ -133,6 +138,8 @@ class UndoById:
             raise unfinished
         kept = undo.state if undo is not None else state
         record = self.replace(job.key, state, lambda r: r.intending(kept, first_id, undo.runs if undo else ()))
+        if undo is not None and self.marks is not None:
+            self.marks.undone(job.key, undo)
         unit = _ByIdUnit(self, job, first_id, record)
         reached('intent.written')
         if undo is not None:
@@ -274,6 +281,8 @@ class _ByIdUnit:
         reached('commit.before')
         self._may_be_done = True
         self._owner.replace(self._job.key, state, lambda r: r.done(state, last))
+        if self._owner.marks is not None:
+            self._owner.marks.done(self._job.key, state)
         reached('commit.after')
 
     def rollback(self) -> None:
