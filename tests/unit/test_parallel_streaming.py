@@ -96,7 +96,13 @@ def split(query: str, column: str = 'block_num') -> str:
 def test_a_query_is_wrapped_as_it_is(query):
     found = split(query)
     assert query.rstrip(';') in found
-    assert found.endswith('WHERE "block_num" >= 10 AND "block_num" < 20')
+    assert found.endswith('WHERE block_num >= 10 AND block_num < 20')
+
+
+def test_only_a_column_that_is_surely_no_word_of_sql_goes_without_quotes():
+    assert split('SELECT * FROM t', 'order').endswith('WHERE "order" >= 10 AND "order" < 20')
+    assert split('SELECT * FROM t', 'blockNum').endswith('WHERE "blockNum" >= 10 AND "blockNum" < 20')
+    assert split('SELECT * FROM t', '_block_num').endswith('WHERE _block_num >= 10 AND _block_num < 20')
 
 
 def test_settings_have_no_place_inside():

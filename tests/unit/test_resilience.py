@@ -57,6 +57,10 @@ class Clock:
         ('Broken pipe', ErrorKind.TRANSIENT),
         ('deadlock detected', ErrorKind.TRANSIENT),
         ('server closed the connection unexpectedly', ErrorKind.TRANSIENT),
+        ('rate_limit_exceeded', ErrorKind.RATE_LIMIT),
+        ('Internal Server Error', ErrorKind.TRANSIENT),
+        ('Network is unreachable', ErrorKind.TRANSIENT),
+        ('no route to host', ErrorKind.TRANSIENT),
         ('HTTP 400 Bad Request', ErrorKind.PERMANENT),
         ('HTTP 401 Unauthorized', ErrorKind.PERMANENT),
         ('block 14290123 has no parent', ErrorKind.PERMANENT),
@@ -250,6 +254,18 @@ def test_a_probe_that_ends_without_a_word_is_followed_by_another():
         breaker.before()
     now[0] = 2.0
     breaker.before()
+
+
+def test_what_is_made_by_hand_is_on_and_has_the_usual_numbers():
+    assert ExponentialBackoff().config == RetryConfig()
+    assert AdaptiveRateLimiter().config == BackPressureConfig()
+    breaker = CircuitBreaker()
+    for _ in range(CircuitBreakerConfig().failure_threshold):
+        breaker.before()
+        breaker.record_failure()
+    with pytest.raises(CircuitOpenError):
+        breaker.before()
+    assert not ResilienceConfig().circuit_breaker.enabled, 'a connection that does not ask for one has none'
 
 
 def test_a_breaker_that_is_off_never_opens():

@@ -106,6 +106,12 @@ def test_news_of_a_reorg_comes_before_its_batch_and_no_batch_is_lost() -> None:
     assert spans(got[4].invalidation_ranges) == [('eth', 150, 199)]
 
 
+def test_it_is_an_iterator_of_its_own() -> None:
+    stream = ReorgAwareStream(batches((r(0, 9, 'A', None), True), (r(10, 19, 'B', 'A'), True)))
+    assert next(stream).metadata.ranges[0].end == 9
+    assert [x.metadata.ranges[0].end for x in stream] == [19]
+
+
 def test_a_stream_that_ends_right_after_a_reorg_keeps_the_batch_that_showed_it() -> None:
     given = batches((r(5, 9, 'A'), True), (r(7, 9, 'B', 'x'), False))
     assert list(ReorgAwareStream(given))[-1] is given[-1]

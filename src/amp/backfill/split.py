@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,9 @@ __all__ = ['BLOCK_NUMBER', 'Splittable', 'with_block_number']
 BLOCK_NUMBER = '_block_num'
 """The column that every table of Amp has."""
 
+# No word of SQL has this in it, so the name needs no quotes and the query stays easy to read.
+_PLAIN = re.compile(r'[a-z_]*block[a-z0-9_]*')
+
 
 class Splittable:
     """`query` with `block_column` among its columns. Raises ConfigError, with the reason, when it cannot be split.
@@ -23,7 +27,8 @@ class Splittable:
 
     def __init__(self, query: str, block_column: str) -> None:
         self._table = as_table(query)
-        self._column = '"' + block_column.replace('"', '""') + '"'
+        quoted = '"' + block_column.replace('"', '""') + '"'
+        self._column = block_column if _PLAIN.fullmatch(block_column) else quoted
         self.joins = _judge(self._table, block_column)
         """True when rows meet rows of other blocks: such a query can be split, but not handed over to a stream."""
 

@@ -1,7 +1,7 @@
 """Destinations: the contract that a loader keeps, the engine that drives it, and the loaders that come with amp."""
 
 from amp.loaders.base import DataLoader
-from amp.loaders.registry import create_loader, get_available_loaders, get_loader_class
+from amp.loaders.registry import LoaderRegistry, create_loader, get_available_loaders, get_loader_class
 from amp.loaders.types import LabelJoinConfig, LoadConfig, LoadMode, LoadResult
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     'LoadConfig',
     'LoadMode',
     'LoadResult',
+    'LoaderRegistry',
     'create_loader',
     'get_available_loaders',
     'get_loader_class',

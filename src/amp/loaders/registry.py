@@ -26,7 +26,10 @@ _EXTRAS = {'psycopg': 'postgresql', 'clickhouse_connect': 'clickhouse', 'pgpq': 
 
 
 class LoaderRegistry:
-    """The loaders that have been defined so far, by name, and where the others are to be found."""
+    """The loaders that have been defined so far, by name, and where the others are to be found.
+
+    The functions of this module are its methods too.
+    """
 
     _defined: dict[str, type[DataLoader[Any]]] = {}  # noqa: RUF012 - one registry a process is the point
 
@@ -52,6 +55,20 @@ class LoaderRegistry:
 
         check_class(found)
         return found
+
+    @classmethod
+    def create_loader(
+        cls, name: str, config: Mapping[str, Any], label_manager: object | None = None
+    ) -> DataLoader[Any]:
+        """See the function of this name."""
+        loader = cls.get(name)(dict(config))
+        if label_manager is not None:
+            # Not by the constructor: a loader of one's own may take its configuration alone.
+            loader.label_manager = label_manager
+        return loader
+
+    get_loader_class = get
+    get_available_loaders = names
 
     @classmethod
     def _find(cls, name: str) -> None:
@@ -112,11 +129,7 @@ def _unknown(name: str, known: list[str]) -> ConfigError:
 
 def create_loader(name: str, config: Mapping[str, Any], label_manager: object | None = None) -> DataLoader[Any]:
     """A loader by name. Raises ConfigError (a ValueError) for an unknown name or a bad key, MissingExtraError."""
-    loader = get_loader_class(name)(dict(config))
-    if label_manager is not None:
-        # Not by the constructor: a loader of one's own may take its configuration alone.
-        loader.label_manager = label_manager
-    return loader
+    return LoaderRegistry.create_loader(name, config, label_manager)
 
 
 def get_loader_class(name: str) -> type[DataLoader[Any]]:

@@ -111,9 +111,10 @@ _OUR_OWN = {'amp.errors'}
 
 # The last resort, for errors that are nothing but text. Whole words: block 14290123 is not a 429.
 TEXTS = (
-    (_R, r'\b429\b|\btoo many requests\b|\brate.?limit(ed|ing|s)?\b|\bthrottl(e|ed|ing)\b|\bslow ?down\b'),
+    (_R, r'\b429\b|\btoo many requests\b|\brate.?limit(ed|ing|s)?(\b|_)|\bthrottl(e|ed|ing)\b|\bslow ?down\b'),
     (_O, r'\btime(d[ -])?[ -]?out\b|\b408\b|\b504\b|\bdeadline exceeded\b'),
     (_T, r'\b50[23]\b|\bservice unavailable\b|\btemporar(y|ily)\b|\btry again\b|\bbroken pipe\b'),
+    (_T, r'\binternal server error\b|\b(network|host)( is)? unreachable\b|\bno route to host\b'),
     (_T, r'\bconnection (reset|refused|aborted|closed|lost|error|was closed)\b|\bclosed the connection\b'),
     (_T, r'\bdeadlock\b|\bcould not serialize\b|\bserver is starting\b'),
 )

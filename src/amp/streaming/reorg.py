@@ -8,6 +8,7 @@ each network against its previous range. A broken rule is a ProtocolError whose 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
 
 from amp.errors import ProtocolError
 from amp.streaming.types import BlockRange, ResponseBatch, ResumeWatermark
@@ -89,15 +90,23 @@ class ReorgAwareStream:
     """Batches with the news of reorgs put before the batch that shows one.
 
     `responses` are batches as they come off the wire; `resume_watermark` is the position they were resumed from, so
-    that a reorg across the reconnect is seen too. No batch is ever held back or dropped. Raises ProtocolError.
+    that a reorg across the reconnect is seen too. No batch is ever held back or dropped. It is an iterator of its own.
+    Raises ProtocolError.
     """
 
     def __init__(self, responses: Iterable[ResponseBatch], resume_watermark: ResumeWatermark | None = None) -> None:
         self._responses = iter(responses)
         self._previous: tuple[BlockRange, ...] = ()
         self._resumed = {r.network: r for r in resume_watermark.ranges} if resume_watermark else {}
+        self._told = self._tell()
 
-    def __iter__(self) -> Iterator[ResponseBatch]:
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ResponseBatch:
+        return next(self._told)
+
+    def _tell(self) -> Iterator[ResponseBatch]:
         for response in self._responses:
             ranges = response.metadata.ranges
             if ranges:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar, cast
 
 from amp.errors import AmpError, ConfigError, DestinationError
@@ -73,7 +73,7 @@ class BackPressureConfig:
 class CircuitBreakerConfig:
     """After `failure_threshold` failures in a row nothing is tried for `recovery_ms`; then one try at a time."""
 
-    enabled: bool = False
+    enabled: bool = True
     failure_threshold: int = 5
     recovery_ms: float = 30_000
 
@@ -82,12 +82,13 @@ class CircuitBreakerConfig:
 class ResilienceConfig:
     """The key `resilience` of a connection: `{'retry': {...}, 'back_pressure': {...}, 'circuit_breaker': {...}}`.
 
-    Without `retry` a plain load is tried once, and a stream goes on trying for ever.
+    Without `retry` a plain load is tried once, and a stream goes on trying for ever. Without `circuit_breaker` there is
+    none.
     """
 
     retry: RetryConfig | None = None
-    back_pressure: BackPressureConfig = field(default_factory=BackPressureConfig)
-    circuit_breaker: CircuitBreakerConfig = field(default_factory=CircuitBreakerConfig)
+    back_pressure: BackPressureConfig = BackPressureConfig()
+    circuit_breaker: CircuitBreakerConfig = CircuitBreakerConfig(enabled=False)
 
     @classmethod
     def from_config(cls, config: object) -> ResilienceConfig:
@@ -157,7 +158,7 @@ def _check(key: str, value: object, wanted: str) -> None:
 class ExponentialBackoff:
     """The waits between tries."""
 
-    def __init__(self, config: RetryConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, config: RetryConfig = RetryConfig(), clock: Callable[[], float] = time.monotonic) -> None:
         self.config = config
         self.attempt = 0
         self._clock = clock
@@ -204,7 +205,9 @@ def patiently(act: Callable[[], T], config: RetryConfig, sleep: Callable[[float]
 class AdaptiveRateLimiter:
     """A pause before each request that learns from the answers. May be shared between threads."""
 
-    def __init__(self, config: BackPressureConfig, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(
+        self, config: BackPressureConfig = BackPressureConfig(), sleep: Callable[[float], object] = time.sleep
+    ) -> None:
         self.config = config
         self._sleep = sleep
         self._delay_ms = float(config.initial_delay_ms)
@@ -257,7 +260,9 @@ class CircuitOpenError(DestinationError):
 class CircuitBreaker:
     """Closed: all may try. Open: nobody. Half open, after a pause: one, whose outcome decides."""
 
-    def __init__(self, config: CircuitBreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: CircuitBreakerConfig = CircuitBreakerConfig(), clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self._clock = clock
         self._failures = 0
