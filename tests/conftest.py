@@ -37,10 +37,20 @@ def duckdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
 
 
 @pytest.fixture(scope='session')
-def redis_test_config():
+def redis_container():
+    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
+    from tests.support.containers import container
+
+    with container('redis') as running:
+        yield running
+
+
+@pytest.fixture(scope='session')
+def redis_test_config(redis_container):
+    """A server: in a container, else the one that REDIS_HOST names, else one that is started here."""
     from tests.support.redis_server import redis_config
 
-    with redis_config() as config:
+    with redis_config(redis_container) as config:
         yield config
 
 
@@ -55,19 +65,38 @@ def iceberg_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture(scope='session')
-def postgresql_test_config():
+def postgresql_container():
+    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
+    from tests.support.containers import container
+
+    with container('postgresql') as running:
+        yield running
+
+
+@pytest.fixture(scope='session')
+def postgresql_test_config(postgresql_container):
+    """A server: in a container, else the one that POSTGRES_HOST names, else one that is started here."""
     from tests.support.postgres import postgresql_config
 
-    with postgresql_config() as config:
+    with postgresql_config(postgresql_container) as config:
         yield config
 
 
 @pytest.fixture(scope='session')
-def clickhouse_test_config(tmp_path_factory: pytest.TempPathFactory):
-    """A server: the one that CLICKHOUSE_HOST names, or the real engine behind a small front in a process of its own."""
+def clickhouse_container():
+    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
+    from tests.support.containers import container
+
+    with container('clickhouse') as running:
+        yield running
+
+
+@pytest.fixture(scope='session')
+def clickhouse_test_config(tmp_path_factory: pytest.TempPathFactory, clickhouse_container):
+    """A server: in a container, else the one that CLICKHOUSE_HOST names, else the real engine behind a small front."""
     from tests.support.clickhouse import clickhouse_config
 
-    with clickhouse_config(tmp_path_factory.mktemp('clickhouse')) as config:
+    with clickhouse_config(tmp_path_factory.mktemp('clickhouse'), clickhouse_container) as config:
         yield config
 
 

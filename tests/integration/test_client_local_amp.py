@@ -87,3 +87,24 @@ def test_a_wrong_token() -> None:
             assert client.sql('SELECT 1').to_arrow().num_rows == 1
         with amp.Client(local.url, auth_token='wrong') as client, pytest.raises(amp.AuthError, match='AMP_AUTH_TOKEN'):
             client.sql('SELECT 1').to_arrow()
+
+
+def test_a_destination_that_cannot_be_reached_is_a_failed_load(client: amp.Client) -> None:
+    with pytest.raises(amp.LoadError, match='cannot be reached') as caught:
+        client.sql('SELECT 1 AS a').load('postgresql://someone:hidden@127.0.0.1:1/db', 'numbers')
+    result = caught.value.result
+    assert result is not None
+    assert (result.success, result.rows_loaded, result.loader_type, result.table_name) == (
+        False,
+        0,
+        'postgresql',
+        'numbers',
+    )
+    assert 'cannot be reached' in str(result.error)
+    assert 'hidden' not in str(caught.value)
+
+
+def test_what_cannot_be_meant_is_no_failed_load(client: amp.Client) -> None:
+    for url, told in (('nowhere', 'nowhere'), ('nosuch:///x', 'nosuch'), ('duckdb:///x.db?colour=red', 'colour')):
+        with pytest.raises(ValueError, match=told):
+            client.sql('SELECT 1 AS a').load(url, 'numbers')

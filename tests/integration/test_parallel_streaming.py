@@ -22,6 +22,7 @@ from amp.devserver import LocalAmp
 from amp.errors import ConfigError, LoadError, SourceError
 from amp.loaders.registry import create_loader
 from amp.loaders.status import status_of
+from amp.loaders.types import LoadConfig, LoadMode
 from amp.loaders.verify import verify
 from amp.streaming.parallel import ParallelConfig, ParallelStreamExecutor
 from amp.streaming.resilience import RetryConfig
@@ -95,6 +96,15 @@ def test_sizes_are_found_while_it_runs(amp, destination):
     results = list(executor(amp, destination, max_block=400, partition_size=None).load_with_resume_optimization())
     assert sum(r.metadata['blocks'] for r in results) == 400
     assert stored(destination) == below(amp, 400)
+
+
+def test_the_older_name_takes_a_mapping_or_a_load_config(amp, destination):
+    runner = executor(amp, destination, max_block=50)
+    for said in (None, {'mode': 'append', 'create_table': True}, LoadConfig()):
+        list(runner.execute_parallel_stream(SQL, 'logs', destination, said))
+        assert stored(destination) == below(amp, 50)
+    with pytest.raises(ConfigError, match='cannot overwrite'):
+        next(runner.execute_parallel_stream(SQL, 'logs', destination, LoadConfig(mode=LoadMode.OVERWRITE)))
 
 
 def followed(amp: LocalAmp, runner: ParallelStreamExecutor, before_head=lambda: None) -> list:

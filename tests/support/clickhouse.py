@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.chdb_http import chdb_front
+from tests.support.containers import config_of
 
 PASSWORD = 'server-side-secret'
 
 
 @contextmanager
-def clickhouse_config(folder: Path) -> Iterator[dict[str, Any]]:
-    """The configuration of a loader for a database that tests may fill as they like."""
+def clickhouse_config(folder: Path, container: Any | None = None) -> Iterator[dict[str, Any]]:
+    """The configuration of a loader for a database that tests may fill as they like: the one in `container`, if given."""
+    if container is not None:
+        yield config_of('clickhouse', container)
+        return
     if 'CLICKHOUSE_HOST' in os.environ:
         yield {
             'host': os.environ['CLICKHOUSE_HOST'],

