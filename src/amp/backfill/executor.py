@@ -22,7 +22,7 @@ from amp.errors import ConfigError, LoadError
 from amp.loaders.options import as_mode
 from amp.loaders.session import stream_query
 from amp.loaders.settings import StreamSettings
-from amp.loaders.types import LoadMode, LoadResult
+from amp.loaders.types import LoadConfig, LoadMode, LoadResult
 from amp.streaming.parallel import ParallelConfig, RangeQueue
 
 if TYPE_CHECKING:
@@ -84,11 +84,17 @@ class ParallelStreamExecutor:
         return self._run(chosen, sql, connection, table, detect_gaps, options)
 
     def execute_parallel_stream(
-        self, user_query: str, destination: str, connection_name: str, load_config: Mapping[str, Any] | None = None
+        self,
+        user_query: str,
+        destination: str,
+        connection_name: str,
+        load_config: Mapping[str, Any] | LoadConfig | None = None,
     ) -> Generator[LoadResult, None, None]:
-        """The same by its older name; `load_config` are options of a load."""
+        """The same by its older name; `load_config` are options of a load. Units have the size of their partition."""
+        options = load_config.keywords() if isinstance(load_config, LoadConfig) else dict(load_config or {})
+        options.pop('batch_size', None)
         return self.load_with_resume_optimization(
-            query=user_query, connection=connection_name, destination=destination, **dict(load_config or {})
+            query=user_query, connection=connection_name, destination=destination, **options
         )
 
     def _run(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from amp.errors import LoadError
+from amp.errors import AmpError, ConfigError, LoadError
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stream import StreamEngine
 from amp.loaders.types import LoadMode, LoadResult
@@ -27,13 +29,21 @@ _SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict'}
 
 
 def load_query(loader: DataLoader[Any], reader: pa.RecordBatchReader, table: str, **options: Any) -> LoadResult:
-    """Run a result into a table as one unit, in constant memory. Raises LoadError, which carries the result."""
-    with loader:
+    """Run a result into a table as one unit, in constant memory. Raises LoadError, which carries the result.
+
+    A destination that cannot be reached is a failed load too; what cannot be meant is a ConfigError.
+    """
+    started = time.perf_counter()
+    with closing(loader):
+        try:
+            loader._ensure_connected()
+        except ConfigError:
+            raise
+        except Exception as error:  # drivers have their own kinds, as in a load
+            raise _failed(loader, loader._failure(error, table, started), error) from error
         result = loader.load_reader(reader, table, **options)
     if not result.success:
-        raise LoadError(
-            f'loading into {table!r} failed: {result.error}', result=result, table=table, loader=loader.name
-        )
+        raise _failed(loader, result)
     return result
 
 
@@ -70,6 +80,16 @@ def stream_query(
 def _closing(loader: DataLoader[Any], engine: StreamEngine) -> Generator[LoadResult, None, None]:
     with loader:
         yield from engine.run()
+
+
+def _failed(loader: DataLoader[Any], result: LoadResult, cause: Exception | None = None) -> LoadError:
+    table = result.table_name
+    said, hint = (cause.message, cause.hint) if isinstance(cause, AmpError) else (result.error, None)
+    failed = LoadError(
+        f'loading into {table!r} failed: {said}', result=result, hint=hint, table=table, loader=loader.name
+    )
+    failed.retryable = isinstance(cause, AmpError) and cause.retryable
+    return failed
 
 
 class _Live:

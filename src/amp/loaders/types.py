@@ -59,6 +59,11 @@ class LoadConfig:
     key_columns: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def keywords(self) -> dict[str, Any]:
+        """The same as keywords."""
+        said = {'mode': self.mode, 'batch_size': self.batch_size, 'create_table': self.create_table}
+        return {**said, **({'key_columns': self.key_columns} if self.key_columns else {}), **self.options}
+
 
 @dataclass(frozen=True)
 class LabelJoinConfig:
