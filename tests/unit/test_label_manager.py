@@ -207,6 +207,14 @@ def test_a_value_that_is_not_hex_names_row_and_column(tmp_path: Path, bad: str, 
     assert isinstance(e.value, ValueError)
 
 
+@pytest.mark.parametrize('bad', ['0xZZ', '0x', '0x12', '0x' + 'ab' * 19])
+@pytest.mark.parametrize('is_first', [True, False], ids=['first', 'last'])
+def test_of_an_address_and_what_is_none_the_address_is_right(tmp_path: Path, bad: str, is_first: bool) -> None:
+    lines = [bad, USDC] if is_first else [USDC, bad]
+    with pytest.raises(ConfigError, match=rf"row {1 if is_first else 2} of column 'address' .* 20 bytes: '{bad}'"):
+        read(tmp_path, 'address\n' + '\n'.join(lines) + '\n')
+
+
 def test_columns_that_only_sound_like_addresses_stay_what_they_are(tmp_path: Path) -> None:
     table = read(tmp_path, f'address,address_type,email_address,address_count\n{USDC},cafe,a@b.c,12\n')
     assert table.schema.types == [pa.binary(20), pa.string(), pa.string(), pa.int64()]

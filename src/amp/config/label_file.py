@@ -77,15 +77,21 @@ def plain(values: Column) -> Column:
 
 
 def hex_width(texts: Column) -> int | None:
-    """How many bytes the values have that are meant as hex: with `0x`, or 40 or 64 digits. None when none is."""
+    """How many bytes most values have that are meant as hex: with `0x`, or 40 or 64 digits. None when none is.
+
+    Values that are hex decide, if there are any, and the longer ones where two widths are as frequent: of an address and
+    what is left of one, the address is right.
+    """
     lengths = pc.binary_length(texts)
     prefixed = pc.starts_with(texts, '0x', ignore_case=True)
     bare = pc.and_(pc.is_in(lengths, pa.array([40, 64], pa.int32())), _matches(texts, '^[0-9a-fA-F]*$'))
-    digits = pc.if_else(prefixed, pc.subtract(lengths, 2), lengths).filter(pc.or_(prefixed, bare)).drop_null()
-    if not len(digits):
-        return None
-    counted = np.bincount(digits.to_numpy())
-    return int(counted.argmax()) // 2 or None
+    digits = pc.if_else(prefixed, pc.subtract(lengths, 2), lengths)
+    for meant in (pc.or_(bare, _matches(texts, '^0[xX]([0-9a-fA-F]{2})+$')), pc.or_(bare, prefixed)):
+        found = digits.filter(meant).drop_null()
+        if len(found):
+            counted = np.bincount(found.to_numpy())
+            return int(len(counted) - 1 - counted[::-1].argmax()) // 2 or None
+    return None
 
 
 def _read_parquet(path: Path) -> pa.Table:
