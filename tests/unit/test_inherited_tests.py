@@ -38,3 +38,12 @@ def test_a_destination_inherits_what_all_are_held_to(name, inherited):
 @pytest.mark.parametrize('name', NAMES)
 def test_a_destination_is_put_through_the_conformance_kit(name):
     assert 'ExactlyOnceTests' in bases(TESTS / 'chaos' / f'test_{name}_exactly_once.py')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_destination_says_which_keywords_it_takes_and_that_it_streams(name):
+    """The inherited tests ask nothing of a loader that does not say so; ours do."""
+    source = (LOADERS / f'{name}_loader.py').read_text()
+    assert 'LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset(' in source
+    tests = (TESTS / 'integration' / 'loaders' / 'backends' / f'test_{name}.py').read_text()
+    assert not any(f'supports_{what} = False' in tests for what in ('streaming', 'multi_network', 'null_values'))

@@ -36,7 +36,12 @@ class BaseStreamingTests:
         cls.__test__ = cls.__name__.startswith('Test')
 
     @pytest.fixture(autouse=True)
-    def _dropped(self, test_table_name, cleanup_tables):
+    def _streams(self):
+        if not self.config.supports_streaming:
+            pytest.skip(f'{self.config.loader_class.__name__} does not take rows back')
+
+    @pytest.fixture(autouse=True)
+    def _dropped(self, _streams, test_table_name, cleanup_tables):
         cleanup_tables.append(test_table_name)
 
     def blocks(self, loader, table) -> list[int]:
