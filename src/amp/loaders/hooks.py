@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import pyarrow as pa
 
-from amp.errors import ConfigError, LoadError
+from amp.errors import ConfigError, LoadError, redact
 from amp.loaders.options import listed
 from amp.loaders.readers import Counted
 from amp.loaders.types import LoadMode
@@ -39,6 +39,8 @@ class Hooks(ABC, Generic[TConfig]):
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = None
     # The config key that the path of a URL stands for, for destinations that are a file or a folder.
     URL_PATH_KEY: ClassVar[str | None] = None
+    # Keys of the configuration that say where rows go: they are in the metadata of every load. Never a secret.
+    PLACE: ClassVar[tuple[str, ...]] = ()
 
     config: TConfig
     name: str
@@ -166,6 +168,7 @@ class Hooks(ABC, Generic[TConfig]):
             'batch_size': batch.num_rows,
             'schema_fields': len(batch.schema),
             'throughput_rows_per_sec': rate(batch.num_rows, duration),
+            **self._metadata_of_place(),
         }
 
     def _get_table_metadata(
@@ -180,6 +183,16 @@ class Hooks(ABC, Generic[TConfig]):
             'avg_batch_size': table.num_rows // batch_count if batch_count else 0,
             'table_size_mb': table.nbytes / 1024**2,
             'throughput_rows_per_sec': rate(table.num_rows, duration),
+            **self._metadata_of_place(),
+        }
+
+    def _metadata_of_place(self) -> dict[str, Any]:
+        """What the metadata of a load says of this loader's configuration: the keys in PLACE that have a value."""
+        said = {key: getattr(self.config, key) for key in self.PLACE}
+        return {
+            key: redact(value) if isinstance(value, str) else value
+            for key, value in said.items()
+            if value not in (None, '')
         }
 
     def _checked_count(self, rows: object) -> int:

@@ -50,6 +50,7 @@ class BaseLoaderTests:
                 assert {'operation', 'batch_size', 'schema_fields', 'throughput_rows_per_sec'} <= set(result.metadata)
                 assert result.metadata['operation'] == 'load_batch'
                 assert result.metadata['batch_size'] == batch.num_rows
+                assert {key for key in loader.PLACE if getattr(loader.config, key)} <= set(result.metadata)
             assert self.config.get_row_count(loader, test_table_name) == small_test_table.num_rows
             rows = self.config.query_rows(loader, test_table_name)
         if rows and 'id' in rows[0]:

@@ -43,6 +43,7 @@ class ClickHouseLoader(DataLoader[ClickHouseConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = False
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('host', 'database', 'path')
 
     _session: Session | None = None
     tables: ClickHouseTables

@@ -66,6 +66,7 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
     STREAM_MODES: ClassVar[frozenset[LoadMode] | None] = frozenset({LoadMode.APPEND, LoadMode.OVERWRITE})
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('root', 'table_path')
     URL_PATH_KEY: ClassVar[str | None] = 'root'
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:

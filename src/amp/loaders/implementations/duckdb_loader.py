@@ -57,6 +57,7 @@ class DuckDBLoader(DataLoader[DuckDBConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('path', 'schema')
     URL_PATH_KEY: ClassVar[str | None] = 'path'
 
     _connection: duckdb.DuckDBPyConnection | None = None

@@ -61,6 +61,7 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('warehouse', 'namespace')
     URL_PATH_KEY: ClassVar[str | None] = 'warehouse'
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:

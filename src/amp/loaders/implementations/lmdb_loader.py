@@ -66,6 +66,7 @@ class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     ONE_WRITER: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('db_path', 'serialization')
     URL_PATH_KEY: ClassVar[str | None] = 'db_path'
 
     _store: Store | None = None

@@ -63,6 +63,7 @@ class ParquetLoader(DataLoader[ParquetConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = {LoadMode.APPEND, LoadMode.OVERWRITE}
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('root',)
     URL_PATH_KEY: ClassVar[str | None] = 'root'
 
     def __init__(self, config: Mapping[str, Any], label_manager: object | None = None) -> None:

@@ -49,6 +49,7 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('host', 'port', 'database', 'schema')
 
     _connection: Connection | None = None
     _connections: Connections
@@ -432,6 +433,9 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """One statement on the loader's own connection; the rows that it gives."""
         return run_on(self.connection, sql, values)
+
+    def _metadata_of_place(self) -> dict[str, Any]:
+        return {**super()._metadata_of_place(), 'connection_pool_size': self.config.max_connections}
 
     def _lock(self, what: str) -> None:
         self.run('SELECT pg_advisory_xact_lock(hashtextextended($1, 0))', (f'amp {what}',))

@@ -39,8 +39,9 @@ class RedisConfig:
     """`data_structure` is one of hash, string, stream, set, sorted_set, list, json; `ttl` in seconds.
 
     `key_pattern` names a row (`{table}:{tx_hash}:{log_index}`); as it is by default, `{id}` is what wrote the row:
-    `<transaction id>:<row number>`. `pipeline_size` rows are encoded and sent at once. `score_column` orders a sorted
-    set. `tls` and `cluster` are what `rediss://` and `redis+cluster://` say.
+    `<transaction id>:<row number>`. `key_column='hash'` is short for `{table}:{hash}`. `pipeline_size` rows are encoded
+    and sent at once. `score_column` orders a sorted set. `tls` and `cluster` are what `rediss://` and `redis+cluster://`
+    say.
     """
 
     host: str
@@ -56,6 +57,7 @@ class RedisConfig:
     tls_ca: str | None = None
     cluster: bool = False
     score_column: str | None = None
+    key_column: str | None = None
 
     def __post_init__(self) -> None:
         if self.data_structure not in STRUCTURES:
@@ -74,6 +76,7 @@ class RedisLoader(Gathering, DataLoader[RedisConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('host', 'port', 'db', 'data_structure')
 
     _store: Store | None = None
     _names_rows = False
@@ -89,6 +92,8 @@ class RedisLoader(Gathering, DataLoader[RedisConfig]):
     def _parse_config(self, config: dict[str, Any]) -> RedisConfig:
         # `{table}:{id}` that somebody wrote means the column `id`.
         self._names_rows = 'key_pattern' in config
+        if self._names_rows and config.get('key_column') is not None:
+            raise ConfigError('key_column and key_pattern are two ways to say one thing', hint='leave one out')
         return super()._parse_config(config)
 
     @property
@@ -108,6 +113,8 @@ class RedisLoader(Gathering, DataLoader[RedisConfig]):
         """How rows of this configuration lie."""
         config = self.config
         pattern = config.key_pattern if self._names_rows else None
+        if config.key_column is not None:
+            pattern = f'{{table}}:{{{config.key_column}}}'
         return Layout(config.data_structure, pattern, config.score_column, config.pipeline_size)
 
     def connect(self) -> None:

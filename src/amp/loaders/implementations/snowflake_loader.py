@@ -49,6 +49,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
     SUPPORTED_MODES: ClassVar[set[LoadMode]] = set(LoadMode)
     SUPPORTS_TRANSACTIONS: ClassVar[bool] = True
     LOAD_OPTIONS: ClassVar[frozenset[str] | None] = frozenset()
+    PLACE: ClassVar[tuple[str, ...]] = ('account', 'database', 'schema', 'warehouse', 'loading_method')
 
     sessions: Sessions
     _own: Session | None = None
@@ -394,19 +395,5 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
             if str(open_one['name']).lower().startswith(prefix):
                 self.own.run(f'SELECT SYSTEM$ABORT_TRANSACTION({int(open_one["id"])})')
 
-    def _get_batch_metadata(self, batch: pa.RecordBatch, duration: float, **kwargs: Any) -> dict[str, Any]:
-        return {**super()._get_batch_metadata(batch, duration, **kwargs), **self._place()}
-
-    def _get_table_metadata(self, table: Any, duration: float, batch_count: int, **kwargs: Any) -> dict[str, Any]:
-        return {**super()._get_table_metadata(table, duration, batch_count, **kwargs), **self._place()}
-
-    def _place(self) -> dict[str, Any]:
-        config = self.config
-        return {
-            'account': config.account,
-            'database': config.database,
-            'schema': config.schema,
-            'warehouse': config.warehouse,
-            'loading_method': config.loading_method,
-            'connection_pool_size': config.pool_size,
-        }
+    def _metadata_of_place(self) -> dict[str, Any]:
+        return {**super()._metadata_of_place(), 'connection_pool_size': self.config.pool_size}

@@ -513,6 +513,17 @@ def test_configuration_is_checked_by_name_and_hides_the_password():
     assert loader.guarantee == 'exactly-once'
 
 
+def test_metadata_tell_where_rows_went_and_no_secret(db):
+    config = db.config
+    wanted = {'host': config.host, 'database': config.database, 'schema': config.schema, 'connection_pool_size': 10}
+    for result in (
+        db.load_table(pa.table({'x': [1]}), 't'),
+        db.load_batch(pa.record_batch({'x': [1]}), 't'),
+    ):
+        assert {key: result.metadata[key] for key in wanted} == wanted
+        assert not {'user', 'password'} & set(result.metadata)
+
+
 def test_a_missing_privilege_is_one_sentence(own_schema, db):
     user = f'reader_{uuid.uuid4().hex[:8]}'
     db.load_table(pa.table({'x': [1]}), 't')

@@ -174,6 +174,14 @@ def test_a_hash_has_a_field_for_each_value_that_is_there(open_loader, t):
     assert db.read(t, bytes(32)) is None
 
 
+def test_a_key_column_is_short_for_a_pattern(open_loader, t):
+    db = open_loader(key_column='hash')
+    load(db, t, {'hash': ['0xa', '0xb'], 'v': [1, 2]})
+    assert {key.decode() for key in db.client.scan_iter(f'{t}:*')} == {f'{t}:0xa', f'{t}:0xb'}
+    with pytest.raises(ConfigError, match='two ways to say one thing'):
+        open_loader(key_column='hash', key_pattern='{table}:{hash}')
+
+
 def test_a_string_is_one_json_value_a_row(open_loader, t):
     db = open_loader(data_structure='string', key_pattern='{table}:{a}:{b}')
     batch = pa.record_batch({'a': ['x:y'], 'b': [1], 'data': pa.array([b'\x01'], pa.binary()), 'gone': pa.nulls(1)})
