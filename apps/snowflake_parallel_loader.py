@@ -156,17 +156,21 @@ def main(
     max_block: Annotated[
         int | None, typer.Option(envvar='AMP_MAX_BLOCK', help='The first block not to load; default: up to the head.')
     ] = None,
-    workers: Annotated[int, typer.Option(envvar='AMP_WORKERS', min=1)] = 4,
+    workers: Annotated[int, typer.Option(envvar='AMP_WORKERS', min=1, help='How many load at a time.')] = 4,
     partition_size: Annotated[
         int | None, typer.Option(envvar='AMP_PARTITION_SIZE', min=1, help='Blocks; default: found while it runs.')
     ] = None,
-    block_column: Annotated[str, typer.Option(envvar='AMP_BLOCK_COLUMN')] = 'block_num',
+    block_column: Annotated[
+        str, typer.Option(envvar='AMP_BLOCK_COLUMN', help='The column of the query that has the number of the block.')
+    ] = 'block_num',
     follow: Annotated[bool, typer.Option('--follow', envvar='AMP_FOLLOW', help='Then follow the chain.')] = False,
     name: Annotated[
         str | None, typer.Option(envvar='AMP_STREAM_NAME', help='What the state is kept under; default: the table.')
     ] = None,
     detect_gaps: Annotated[bool, typer.Option(envvar='AMP_DETECT_GAPS', help='Fill holes of earlier runs.')] = True,
-    stop_on_error: Annotated[bool, typer.Option('--stop-on-error', envvar='AMP_STOP_ON_ERROR')] = False,
+    stop_on_error: Annotated[
+        bool, typer.Option('--stop-on-error', envvar='AMP_STOP_ON_ERROR', help='End all workers at the first failure.')
+    ] = False,
     label_csv: Annotated[
         Path | None, typer.Option(envvar='AMP_LABEL_CSV', help='Labels; relative to AMP_LABEL_DIR when that is set.')
     ] = None,
@@ -177,7 +181,12 @@ def main(
         str, typer.Option(envvar='AMP_LOADING_METHOD', help='stage, insert, pandas or snowpipe_streaming.')
     ] = 'stage',
     preserve_reorg_history: Annotated[
-        bool, typer.Option('--preserve-reorg-history', envvar='AMP_PRESERVE_REORG_HISTORY')
+        bool,
+        typer.Option(
+            '--preserve-reorg-history',
+            envvar='AMP_PRESERVE_REORG_HISTORY',
+            help='Mark rows that a reorg takes back instead of deleting them.',
+        ),
     ] = False,
     token: Annotated[str | None, typer.Option(envvar='AMP_AUTH_TOKEN', help='The bearer token of the server.')] = None,
     metrics: Annotated[str | None, typer.Option(envvar='AMP_METRICS', help='Answer Prometheus on HOST:PORT.')] = None,

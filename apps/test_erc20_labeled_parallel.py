@@ -26,13 +26,15 @@ from amp.cli.console import command, interruptible, note
 def main(
     server: Annotated[str, typer.Option(envvar='AMP_URL', help='The Amp server.')],
     label_csv: Annotated[Path, typer.Option(envvar='AMP_LABEL_CSV', help='A CSV or Parquet file of tokens.')],
-    label_key: Annotated[str, typer.Option(envvar='AMP_LABEL_KEY')] = 'address',
+    label_key: Annotated[str, typer.Option(envvar='AMP_LABEL_KEY', help='The key column of the labels.')] = 'address',
     blocks: Annotated[int, typer.Option(min=1, help='How many of the newest blocks.')] = 10_000,
-    workers: Annotated[int, typer.Option(min=1)] = 4,
-    partition_size: Annotated[int | None, typer.Option(min=1)] = None,
+    workers: Annotated[int, typer.Option(min=1, help='How many load at a time.')] = 4,
+    partition_size: Annotated[int | None, typer.Option(min=1, help='Blocks; default: found while it runs.')] = None,
     table: Annotated[str, typer.Option(help='A table of its own.')] = 'erc20_labeled_parallel',
-    loading_method: Annotated[str, typer.Option(envvar='AMP_LOADING_METHOD')] = 'stage',
-    token: Annotated[str | None, typer.Option(envvar='AMP_AUTH_TOKEN')] = None,
+    loading_method: Annotated[
+        str, typer.Option(envvar='AMP_LOADING_METHOD', help='stage, insert, pandas or snowpipe_streaming.')
+    ] = 'stage',
+    token: Annotated[str | None, typer.Option(envvar='AMP_AUTH_TOKEN', help='The bearer token of the server.')] = None,
 ) -> None:
     """Load the newest blocks' ERC-20 transfers with labels, and compare every row with the server."""
     check_variables(os.environ)

@@ -76,11 +76,13 @@ def _keys(rows: pa.Table) -> pa.Table:
 def main(
     server: Annotated[str, typer.Option(envvar='AMP_URL', help='The Amp server.')],
     blocks: Annotated[int, typer.Option(min=1, help='How many of the newest blocks.')] = 10_000,
-    workers: Annotated[int, typer.Option(min=1)] = 4,
-    partition_size: Annotated[int | None, typer.Option(min=1)] = None,
+    workers: Annotated[int, typer.Option(min=1, help='How many load at a time.')] = 4,
+    partition_size: Annotated[int | None, typer.Option(min=1, help='Blocks; default: found while it runs.')] = None,
     table: Annotated[str, typer.Option(help='A table of its own.')] = 'erc20_parallel_load',
-    loading_method: Annotated[str, typer.Option(envvar='AMP_LOADING_METHOD')] = 'stage',
-    token: Annotated[str | None, typer.Option(envvar='AMP_AUTH_TOKEN')] = None,
+    loading_method: Annotated[
+        str, typer.Option(envvar='AMP_LOADING_METHOD', help='stage, insert, pandas or snowpipe_streaming.')
+    ] = 'stage',
+    token: Annotated[str | None, typer.Option(envvar='AMP_AUTH_TOKEN', help='The bearer token of the server.')] = None,
 ) -> None:
     """Load the newest blocks' ERC-20 transfers in parallel, and compare every row with the server."""
     check_variables(os.environ)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from amp.cli.app import app
 from amp.cli.inputs import key_values, server_and_sql
 from amp.cli.table import _fitting
 
@@ -38,7 +40,11 @@ def test_sql_comes_from_the_argument_or_a_file(tmp_path: Path, monkeypatch: pyte
         server_and_sql('grpc://x', ' \n')
     with pytest.raises(typer.BadParameter, match='AMP_URL'):
         server_and_sql('SELECT 1', None)
+    with pytest.raises(typer.BadParameter, match='AMP_URL'):
+        server_and_sql(None, None)
     monkeypatch.setenv('AMP_URL', 'grpc://y')
+    with pytest.raises(typer.BadParameter, match='give the URL of the server and the SQL'):
+        server_and_sql(None, None)
     assert server_and_sql('SELECT 1', None) == ('grpc://y', 'SELECT 1')
 
 
@@ -58,3 +64,12 @@ def test_the_commands_are_there_before_anything_heavy_is() -> None:
         "print(sorted({'pyarrow', 'numpy', 'duckdb', 'datafusion', 'rich.live', 'amp.client'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, check=True).stdout == b'[]\n'
+
+
+def test_what_may_be_left_out_is_said_to_be_optional() -> None:
+    main: Any = typer.main.get_command(app)
+    for name in ('query', 'plan', 'load', 'stream', 'backfill'):
+        usage = main.commands[name].get_usage(typer.Context(main.commands[name], info_name=name))
+        assert usage.endswith('[URL] [SQL]'), usage
+    usage = main.commands['ui'].get_usage(typer.Context(main.commands['ui'], info_name='ui'))
+    assert usage.count('...') == 1, usage

@@ -31,7 +31,7 @@ _TABLE_OF = re.compile(r'\bfrom\s+([\w."/@-]+)', re.IGNORECASE)
 
 @command
 def backfill(
-    url: Url,
+    url: Url = None,
     sql: Sql = None,
     *,
     to: To,

@@ -17,9 +17,9 @@ from amp.cli.server import Auth, Token, default_url
 __all__ = ['AsJson', 'Auth', 'Metrics', 'Sql', 'Token', 'Url', 'answering_metrics', 'key_values', 'server_and_sql']
 
 Url = Annotated[
-    str,
+    str | None,
     typer.Argument(
-        metavar='[URL]',
+        metavar='URL',
         show_default=False,
         help='The Amp server, such as grpc://localhost:1602 or grpc+tls://host; left out, it is AMP_URL or that of amp.toml.',
     ),
@@ -41,15 +41,15 @@ Metrics = Annotated[
 ]
 
 
-def server_and_sql(url: str, sql: str | None) -> tuple[str, str]:
+def server_and_sql(url: str | None, sql: str | None) -> tuple[str, str]:
     """The server and the SQL itself. One argument alone is the SQL, and the server is the usual one. Raises a usage error."""
     if sql is None:
         url, sql = default_url(), url
-        if not url:
+        if not url or sql is None:
             raise typer.BadParameter(
                 'give the URL of the server and the SQL, or set AMP_URL (or [source] of amp.toml) and give the SQL alone'
             )
-    return url, _read(sql)
+    return url or '', _read(sql)
 
 
 def _read(text: str) -> str:

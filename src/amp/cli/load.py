@@ -43,7 +43,7 @@ Fresh = Annotated[bool, typer.Option('--resume/--no-resume', help='Go on from th
 
 @command
 def load(
-    url: Url,
+    url: Url = None,
     sql: Sql = None,
     *,
     to: To,
@@ -76,7 +76,7 @@ def load(
 
 @command
 def stream(
-    url: Url,
+    url: Url = None,
     sql: Sql = None,
     *,
     to: To,
@@ -114,7 +114,7 @@ def with_preset(preset: str | None) -> dict[str, Any]:
 
 
 def _load(
-    url: str,
+    url: str | None,
     sql: str | None,
     to: str,
     table: str,

@@ -25,7 +25,7 @@ _SAMPLE_BLOCKS = 100
 
 @command
 def plan(
-    url: Url,
+    url: Url = None,
     sql: Sql = None,
     *,
     to: To,

@@ -31,7 +31,7 @@ _ENDLESS = frozenset({Format.jsonl, Format.csv, Format.arrow})
 
 @command
 def query(
-    url: Url,
+    url: Url = None,
     sql: Sql = None,
     form: Annotated[
         Format | None,

@@ -18,7 +18,7 @@ __all__ = ['ui']
 @command
 def ui(
     destinations: Annotated[
-        list[str], typer.Argument(metavar='DESTINATION...', help='URLs or names of destinations.', show_default=False)
+        list[str], typer.Argument(metavar='DESTINATION', help='URLs or names of destinations.', show_default=False)
     ],
     source: Source = None,
     metrics: Annotated[
