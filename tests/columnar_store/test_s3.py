@@ -244,3 +244,17 @@ def test_without_the_right_to_read_it_says_so(shaky: tuple[DuckDBParquetStore, T
     with pytest.raises(OSError, match='ACCESS_DENIED') as caught:
         store.bulk_read('images')
     assert not isinstance(caught.value, StoreError)
+
+
+@pytest.mark.parametrize('root', ['s3://', 's3:///', 's3:///store/prefix'])
+def test_a_root_without_a_bucket_is_refused(root: str) -> None:
+    with pytest.raises(ValueError, match='names no bucket'):
+        DuckDBParquetStore(DuckDBParquetConfig(root=root))
+
+
+def test_what_a_server_says_for_itself_is_one_line(moto: S3Server) -> None:
+    config = dataclasses.replace(moto.config('x'), root='s3://no-such-bucket/x')
+    with DuckDBParquetStore(config) as store, pytest.raises(OSError, match='NoSuchBucket') as caught:
+        store.create_table('images', Image)
+    assert not isinstance(caught.value, StoreError)
+    assert str(caught.value).isprintable()

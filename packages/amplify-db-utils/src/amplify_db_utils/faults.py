@@ -55,6 +55,8 @@ def reaching(*more: type[Exception], hint: str = 'try again') -> Iterator[None]:
         raise
     except reached as error:
         if not _is_passing(error):
+            if _COLOURS.search(str(error)):
+                error.args = (_in_one_line(error),)
             raise
         raise StorageUnavailable(f'the storage does not answer for now, {hint}: {_in_one_line(error):.400}') from error
 

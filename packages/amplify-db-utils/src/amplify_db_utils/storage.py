@@ -153,8 +153,10 @@ def open_storage(config: DuckDBParquetConfig) -> Storage:
         return Storage(pafs.LocalFileSystem(), os.path.abspath(Path(root).expanduser()), None)  # noqa: PTH100
     if scheme == 'file':
         return Storage(pafs.LocalFileSystem(), str(Path(rest)), None)
-    if scheme != 's3' or not rest.strip('/'):
+    if scheme != 's3':
         raise ValueError(f'a root is a directory or s3://bucket/prefix, not {scheme}://...')
+    if not rest or rest.startswith('/'):  # the first part of the prefix is never taken for the bucket
+        raise ValueError(f'a root on S3 is s3://bucket/prefix; {root!r} names no bucket')
     return _s3(config, rest.strip('/'))
 
 
