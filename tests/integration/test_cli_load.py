@@ -94,6 +94,7 @@ def test_destinations_that_cannot_be(
         assert done.returncode == code
         assert part in one_sentence(done)
         assert b'\nhint: ' in done.stderr
+        assert done.stderr.count(b'failed: ') <= 1, 'what the log says too is told once'
 
 
 @pytest.mark.parametrize(

@@ -18,5 +18,12 @@ def main() -> None:
     if os.environ.get('AMP_DEBUG', '') in ('', '0'):
         for name in _DRIVERS:
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        if logging.lastResort is not None:
+            logging.lastResort.addFilter(_is_told_here_alone)
 
     app(prog_name='amp')
+
+
+def _is_told_here_alone(record: logging.LogRecord) -> bool:
+    """False for the failure of a load: the command ends with the same sentence."""
+    return record.levelno != logging.ERROR or not record.name.startswith('amp.loaders.')
