@@ -248,8 +248,10 @@ def test_missing_columns_and_labels_are_named(tokens: LabelManager) -> None:
         LabelJoin.steps(tokens, 'tokns')
     with pytest.raises(ConfigError, match='knows no labels'):
         LabelJoin.steps(None, 'tokens')
-    with pytest.raises(ConfigError, match='label_config is'):
-        LabelJoin.steps(tokens, [('tokens', 'address')])
+    wrong: list[Any] = [[('tokens', 'address')], 5, {'label_name': 'tokens'}, LabelJoinConfig]
+    for config in wrong:
+        with pytest.raises(ConfigError, match='label_config is a LabelJoinConfig, a list of them or a name, not'):
+            LabelJoin.steps(tokens, config)
     assert LabelJoin.steps(None, []) == []
 
 

@@ -75,7 +75,9 @@ class LabelJoin:
     @classmethod
     def steps(cls, manager: object | None, config: LabelConfig) -> list[LabelJoin]:
         """The steps of a load that a `label_config` asks for. Raises ConfigError."""
-        joins = [config] if isinstance(config, str | LabelJoinConfig) else list(config)
+        joins: list[Any] = [config]
+        if isinstance(config, Sequence) and not isinstance(config, str):
+            joins = list(config)
         for join in joins:
             if not isinstance(join, str | LabelJoinConfig):
                 raise ConfigError(f'label_config is a LabelJoinConfig, a list of them or a name, not {join!r}')
