@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 
 import pyarrow as pa
 import pytest
@@ -174,3 +175,21 @@ def test_a_batch_id_is_the_start_of_a_sha256_and_tells_branches_apart() -> None:
     assert [b.overlaps_or_after(n) for n in (0, 1, 9, 10)] == [True, True, True, False]
     with pytest.raises(ValueError, match='hash'):
         BatchIdentifier.from_block_range(BlockRange('eth', 1, 9))
+
+
+def test_ranges_are_equal_to_a_list_and_to_a_tuple_of_the_same():
+    ranges = [BlockRange('eth', 0, 9, '0xa'), BlockRange('base', 3, 4, '0xb')]
+    for given in (
+        BatchMetadata(ranges).ranges,
+        ResumeWatermark(ranges).ranges,
+        ResumeWatermark((), ranges).gaps,
+        ResponseBatch.reorg_batch(ranges).invalidation_ranges,
+        pickle.loads(pickle.dumps(BatchMetadata(ranges))).ranges,
+    ):
+        assert given == ranges
+        assert ranges == given
+        assert given == tuple(ranges)
+        assert given != ranges[:1]
+        assert given != 'ranges'
+        assert hash(given) == hash(tuple(ranges))
+    assert BatchMetadata().ranges == []

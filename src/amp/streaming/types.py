@@ -113,6 +113,20 @@ def _shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else text[:most] + '...'
 
 
+class _Ranges(tuple[BlockRange, ...]):
+    """Ranges as they came; a list of the same is equal to them."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(tuple(other) if isinstance(other, list) else other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = tuple.__hash__
+
+
 @dataclass(frozen=True, slots=True)
 class BatchMetadata:
     """What `app_metadata` says of a batch: the ranges of its microbatch, and whether it closes it."""
@@ -121,7 +135,7 @@ class BatchMetadata:
     ranges_complete: bool = False
 
     def __init__(self, ranges: Iterable[BlockRange] = (), ranges_complete: bool = False) -> None:
-        object.__setattr__(self, 'ranges', tuple(ranges))
+        object.__setattr__(self, 'ranges', _Ranges(ranges))
         object.__setattr__(self, 'ranges_complete', ranges_complete)
 
     @classmethod
@@ -149,7 +163,7 @@ class ResponseBatch:
 
     data: pa.RecordBatch | None
     metadata: BatchMetadata
-    invalidation_ranges: tuple[BlockRange, ...] = ()
+    invalidation_ranges: tuple[BlockRange, ...] = _Ranges()
 
     @classmethod
     def data_batch(cls, data: pa.RecordBatch, metadata: BatchMetadata) -> ResponseBatch:
@@ -159,7 +173,7 @@ class ResponseBatch:
     @classmethod
     def reorg_batch(cls, invalidation_ranges: Sequence[BlockRange]) -> ResponseBatch:
         """The news that these ranges are no longer on the chain."""
-        return cls(None, BatchMetadata(), tuple(invalidation_ranges))
+        return cls(None, BatchMetadata(), _Ranges(invalidation_ranges))
 
     @property
     def is_reorg(self) -> bool:
@@ -183,8 +197,8 @@ class ResumeWatermark:
     gaps: tuple[BlockRange, ...] = ()
 
     def __init__(self, ranges: Iterable[BlockRange] = (), gaps: Iterable[BlockRange] = ()) -> None:
-        object.__setattr__(self, 'ranges', tuple(ranges))
-        object.__setattr__(self, 'gaps', tuple(gaps))
+        object.__setattr__(self, 'ranges', _Ranges(ranges))
+        object.__setattr__(self, 'gaps', _Ranges(gaps))
 
     def __bool__(self) -> bool:
         return bool(self.ranges or self.gaps)
