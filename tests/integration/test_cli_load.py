@@ -131,7 +131,10 @@ def test_a_missing_extra_says_what_to_install(server: LocalAmp, tmp_path: Path) 
 def test_an_error_is_an_event_too(server: LocalAmp, tmp_path: Path) -> None:
     done = amp('load', server.url, LOGS, '--to', 'duckd:///x.db', '-t', 'logs', '--json', cwd=tmp_path)
     last = json.loads(done.stdout.splitlines()[-1])
-    assert (last['event'], last['exit_code']) == ('error', 3)
+    assert (last['event'], last['exit_code'], last['retryable']) == ('error', 3, False)
+    done = amp('load', 'grpc://127.0.0.1:1', LOGS, '--to', 'duckdb:///x.db', '-t', 'logs', '--json', cwd=tmp_path)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last['event'], last['exit_code'], last['retryable']) == ('error', 4, True)
 
 
 def test_serve_says_where_it_is_and_stops(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def _report(error: BaseException, *, as_events: bool) -> int:
         raise error
     sentence = ' '.join(redact(sentence).split())
     if as_events:
-        emit('error', error=sentence, hint=hint, exit_code=code)
+        again = isinstance(error, AmpError) and error.retryable
+        emit('error', error=sentence, hint=hint, exit_code=code, retryable=again)
     note(f'{paint("error:", "red")} {sentence}')
     if hint:
         note(f'{paint("hint:", "cyan")} {redact(hint)}')
