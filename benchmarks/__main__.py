@@ -117,14 +117,15 @@ def main(arguments: Sequence[str]) -> int:
         run['benchmarks'][name] = run_one(name, chosen.size)
     recorded: dict[str, Any] = json.loads(BASELINE.read_text()) if BASELINE.exists() else {}
     record = recorded.get(chosen.size)
-    RESULT.write_text(_json(run))
-    PICTURE.write_text(picture(run, record))
     code = judge(run, record, chosen.tolerance if chosen.tolerance is not None else TOLERANCE[chosen.size])
     if chosen.record:
         kept = {} if record is None or not chosen.only else record['benchmarks']
-        recorded[chosen.size] = {**run, 'benchmarks': {**kept, **run['benchmarks']}}
+        run = {**run, 'benchmarks': dict(sorted({**kept, **run['benchmarks']}.items()))}
+        recorded[chosen.size] = run
         BASELINE.write_text(_json(recorded))
         print(f'recorded in {BASELINE.name}; now run scripts/generate_docs.py')
+    RESULT.write_text(_json(run))
+    PICTURE.write_text(picture(run, record))
     print(f'written: {RESULT.name}, {PICTURE.parent.name}/{PICTURE.name}')
     return code
 
