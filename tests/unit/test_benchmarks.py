@@ -113,3 +113,11 @@ def test_the_machine_and_the_versions_can_be_written_down():
     told = json.loads(json.dumps({**machine(), **versions()}))
     assert told['cores'] >= 1
     assert told['pyarrow']
+
+
+def test_a_rate_is_that_of_the_place_that_a_claim_speaks_of():
+    now = run(**{'load / bare, HTTP': ('>=', 0.9, 1.0), 'load / bare, in this process': ('>=', 0.9, 1.0)})
+    rates = {'bare, HTTP': 1, 'load, HTTP': 2_000_000, 'load, in this process': 3_000_000}
+    now['benchmarks']['duckdb']['rows_per_second'] = rates
+    shown = [text.text for text in ET.fromstring(picture(now, None)).iter() if (text.text or '').endswith('rows/s')]
+    assert shown == ['2.00 M rows/s', '3.00 M rows/s']
