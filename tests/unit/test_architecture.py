@@ -16,7 +16,7 @@ SOURCE = REPOSITORY / 'src' / 'amp'
 
 # Lowest first: a room may import those of the lines above its own, and those of its own line only where they are one room.
 LEVELS = [
-    {'errors', 'events'},
+    {'errors', 'events', 'waiting'},
     {'streaming'},
     {'config', 'instrumentation'},
     {'auth'},

@@ -76,7 +76,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _report(error: BaseException, *, as_events: bool) -> int:
     """Say what happened; the exit code. Raises what is not ours to report (usage errors, a wanted exit)."""
-    if isinstance(error, KeyboardInterrupt):
+    # Python's own waits, of queues for one, may turn an interrupt into a RuntimeError: see amp.waiting.
+    if isinstance(error, KeyboardInterrupt) or (
+        isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt)
+    ):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         _drop_stdout()

@@ -13,6 +13,7 @@ import typer
 
 from amp.cli.console import command, interruptible, note, paint
 from amp.cli.local import import_devserver
+from amp.waiting import wait_for
 
 if TYPE_CHECKING:
     from amp.devserver import LocalAmp
@@ -119,9 +120,9 @@ def _mine(server: LocalAmp, block_times: dict[str, float]) -> None:
     while True:
         name = min(due, key=lambda each: due[each], default=None)
         if name is None:
-            pause.wait(3600)
+            wait_for(pause, 3600)
             continue
-        pause.wait(max(due[name] - time.monotonic(), 0))
+        wait_for(pause, max(due[name] - time.monotonic(), 0))
         server.mine(1, dataset=name)
         due[name] += block_times[name]
 

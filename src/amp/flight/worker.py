@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
+from amp.waiting import Condition
+
 __all__ = ['Abandoned', 'Worker']
 
 T = TypeVar('T')
@@ -26,7 +28,7 @@ class Worker(Generic[T]):
     def __init__(self, call: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> None:
         self._call = call
         self._discard = discard
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._abandoned = False
         self._done = False
         self._result: T | None = None

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from amp.streaming.types import ResponseBatch
+from amp.waiting import Condition
 
 __all__ = ['DEFAULT_MAX_BYTES', 'END', 'End', 'StreamingResultIterator']
 
@@ -46,7 +47,7 @@ class StreamingResultIterator:
         self._source = batches
         self._cancel = cancel
         self._max_bytes = max_bytes
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._queue: deque[tuple[ResponseBatch, int]] = deque()
         self._queued_bytes = 0
         self._error: BaseException | None = None

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from amp.errors import DestinationError, IntegrityError
+from amp.waiting import Condition
 
 __all__ = ['Environment']
 
@@ -44,7 +45,7 @@ class Environment:
         self._users = 0
         self._map_size = map_size or _FIRST_MAP_BYTES
         self._writing = threading.RLock()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._readers = 0
         self._databases: dict[bytes, Any] = {}
         self._open()
