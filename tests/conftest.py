@@ -36,13 +36,21 @@ def duckdb_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, st
     return {'path': str(tmp_path_factory.mktemp('duckdb') / 'test.duckdb')}
 
 
-@pytest.fixture(scope='session')
-def redis_container():
-    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
-    from tests.support.containers import container
+def _container_of(system: str):
+    @pytest.fixture(scope='session', name=f'{system}_container')
+    def running():
+        """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
+        from tests.support.containers import container
 
-    with container('redis') as running:
-        yield running
+        with container(system) as started:
+            yield started
+
+    return running
+
+
+redis_container = _container_of('redis')
+postgresql_container = _container_of('postgresql')
+clickhouse_container = _container_of('clickhouse')
 
 
 @pytest.fixture(scope='session')
@@ -65,30 +73,12 @@ def iceberg_test_config(tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
 
 
 @pytest.fixture(scope='session')
-def postgresql_container():
-    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
-    from tests.support.containers import container
-
-    with container('postgresql') as running:
-        yield running
-
-
-@pytest.fixture(scope='session')
 def postgresql_test_config(postgresql_container):
     """A server: in a container, else the one that POSTGRES_HOST names, else one that is started here."""
     from tests.support.postgres import postgresql_config
 
     with postgresql_config(postgresql_container) as config:
         yield config
-
-
-@pytest.fixture(scope='session')
-def clickhouse_container():
-    """The server in a container; None where there is no Docker, or USE_TESTCONTAINERS is false."""
-    from tests.support.containers import container
-
-    with container('clickhouse') as running:
-        yield running
 
 
 @pytest.fixture(scope='session')

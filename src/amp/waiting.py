@@ -1,35 +1,25 @@
 """Waiting that Ctrl-C may end at any moment.
 
-`threading.Condition` lets go of its lock and takes it back in Python code. A signal that arrives between the two leaves
-its `with` block without the lock, and what comes out is `RuntimeError: cannot release un-acquired lock`.
+Python's own waits (`threading.Condition`, and with it events, queues and futures) let go of a lock and take it back in
+Python code. A signal that arrives between the two leaves a `with` block without the lock that it releases, and what comes
+out is a RuntimeError.
 """
 
 from __future__ import annotations
 
-import threading
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ['Condition', 'wait_for']
-
-
-class Condition(threading.Condition):
-    """A condition over an RLock, of which an interrupt comes out as what it is."""
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc_val: BaseException | None, exc_tb: TracebackType | None
-    ) -> None:
-        try:
-            super().__exit__(exc_type, exc_val, exc_tb)
-        except RuntimeError:
-            # Of an RLock: it was not ours to release, and nobody else's was released.
-            if not isinstance(exc_val, KeyboardInterrupt):
-                raise
+__all__ = ['interruptible']
 
 
-def wait_for(event: threading.Event, seconds: float | None = None) -> bool:
-    """Wait for the event; whether it has come. Raises KeyboardInterrupt."""
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """An interrupt of a wait in the block is a KeyboardInterrupt. Conditions in it have an RLock, as they have by default:
+    whoever does not hold one cannot release it for somebody else.
+    """
     try:
-        return event.wait(seconds)
+        yield
     except RuntimeError as error:
         if isinstance(error.__context__, KeyboardInterrupt):
             raise error.__context__ from None

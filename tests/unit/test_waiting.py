@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import typer
 
+from amp.cli.console import INTERRUPTED, command
 from amp.streaming.iterator import StreamingResultIterator
-from amp.waiting import Condition, wait_for
+from amp.waiting import interruptible
 
 pytestmark = pytest.mark.unit
 
@@ -35,26 +37,37 @@ def wait(condition: threading.Condition) -> None:
 def test_an_interrupt_is_what_comes_out_of_a_condition() -> None:
     with pytest.raises(RuntimeError, match='un-acquired'):
         wait(threading.Condition())
-    condition = Condition()
-    with pytest.raises(KeyboardInterrupt):
+    condition = threading.Condition()
+    with pytest.raises(KeyboardInterrupt), interruptible():
         wait(condition)
     with condition:
         condition.notify_all()
 
 
 def test_another_mistake_is_not_hidden() -> None:
-    condition = Condition()
-    with pytest.raises(RuntimeError, match='un-acquired'), condition:
+    condition = threading.Condition()
+    with pytest.raises(RuntimeError, match='un-acquired'), interruptible(), condition:
         condition.release()
 
 
 def test_an_interrupt_is_what_comes_out_of_an_event() -> None:
     event: Any = threading.Event()
     interrupted_after_letting_go(event._cond)
-    with pytest.raises(KeyboardInterrupt):
-        wait_for(event, 10)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        event.wait(10)
     event.set()
-    assert wait_for(event)
+    assert event.wait()
+
+
+def test_a_command_that_is_interrupted_in_a_wait_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    @command
+    def waits() -> None:
+        wait(threading.Condition())
+
+    with pytest.raises(typer.Exit) as ended:
+        waits()
+    assert ended.value.exit_code == INTERRUPTED
+    assert 'bug' not in capsys.readouterr().err
 
 
 def test_an_interrupt_is_what_comes_out_of_a_stream() -> None:

@@ -25,6 +25,7 @@ from amp.errors import AmpError, ConfigError, DestinationError, LoadError, redac
 from amp.events import Working, emit
 from amp.loaders.types import LoadResult
 from amp.streaming.parallel import ParallelConfig, QueryPartition, RangeQueue
+from amp.waiting import interruptible
 
 if TYPE_CHECKING:
     from amp.client import Client
@@ -190,7 +191,8 @@ class RemoteLanes:
         """Those that are through; none when it is to stop. An executor may wait for its workers as long as it likes."""
         waits = _Patience(len(self._running))
         while not self._stop.is_set():
-            done = wait(self._running, timeout=_LOOK_UP, return_when=FIRST_COMPLETED).done
+            with interruptible():
+                done = wait(self._running, timeout=_LOOK_UP, return_when=FIRST_COMPLETED).done
             if done:
                 return done
             waits.look()

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from amp import waiting
 from amp.errors import AmpError, redact
 
 __all__ = ['INTERRUPTED', 'OutputError', 'command', 'emit', 'interruptible', 'note', 'paint']
@@ -58,7 +59,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, debug: bool = False, **options: Any) -> None:
         debug = debug or os.environ.get('AMP_DEBUG', '') not in ('', '0')
         try:
-            function(*args, **options)
+            with waiting.interruptible():
+                function(*args, **options)
             sys.stdout.flush()
         except BaseException as error:
             # The one place where every error becomes a sentence; `_report` raises what is not ours.
@@ -76,10 +78,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _report(error: BaseException, *, as_events: bool) -> int:
     """Say what happened; the exit code. Raises what is not ours to report (usage errors, a wanted exit)."""
-    # Python's own waits, of queues for one, may turn an interrupt into a RuntimeError: see amp.waiting.
-    if isinstance(error, KeyboardInterrupt) or (
-        isinstance(error, RuntimeError) and isinstance(error.__context__, KeyboardInterrupt)
-    ):
+    if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
         _drop_stdout()

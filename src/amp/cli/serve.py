@@ -13,7 +13,6 @@ import typer
 
 from amp.cli.console import command, interruptible, note, paint
 from amp.cli.local import import_devserver
-from amp.waiting import wait_for
 
 if TYPE_CHECKING:
     from amp.devserver import LocalAmp
@@ -120,9 +119,9 @@ def _mine(server: LocalAmp, block_times: dict[str, float]) -> None:
     while True:
         name = min(due, key=lambda each: due[each], default=None)
         if name is None:
-            wait_for(pause, 3600)
+            pause.wait(3600)
             continue
-        wait_for(pause, max(due[name] - time.monotonic(), 0))
+        pause.wait(max(due[name] - time.monotonic(), 0))
         server.mine(1, dataset=name)
         due[name] += block_times[name]
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
-from amp.waiting import Condition
+from amp.waiting import interruptible
 
 __all__ = ['Abandoned', 'Worker']
 
@@ -28,7 +28,7 @@ class Worker(Generic[T]):
     def __init__(self, call: Callable[[], T], *, discard: Callable[[T], None] | None = None) -> None:
         self._call = call
         self._discard = discard
-        self._changed = Condition()
+        self._changed = threading.Condition()
         self._abandoned = False
         self._done = False
         self._result: T | None = None
@@ -55,7 +55,7 @@ class Worker(Generic[T]):
     def wait(self) -> T:
         """What the call returns or raises. Raises Abandoned once `abandon` was called before it was done."""
         try:
-            with self._changed:
+            with interruptible(), self._changed:
                 self._changed.wait_for(lambda: self._done or self._abandoned)
         except BaseException:  # Ctrl-C: nobody waits any more
             self.abandon()

@@ -42,7 +42,7 @@ from amp.streaming.ledger import IdRun, StreamKey, StreamState, Undo
 from amp.streaming.machine import Abandon, Completed, Flush, Idle, Reconnect, Rewind, Rows, StreamMachine
 from amp.streaming.resilience import ErrorClassifier, ExponentialBackoff
 from amp.streaming.types import BlockRange, ResponseBatch, ResumeWatermark
-from amp.waiting import wait_for
+from amp.waiting import interruptible
 
 if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
@@ -143,7 +143,8 @@ class StreamEngine:
         if self._settings.stop is None:
             time.sleep(pause)
         else:
-            wait_for(self._settings.stop, pause)
+            with interruptible():
+                self._settings.stop.wait(pause)
 
     # One connection
 

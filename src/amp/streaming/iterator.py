@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Final, Literal, Self
 
 from amp.streaming.types import ResponseBatch
-from amp.waiting import Condition
+from amp.waiting import interruptible
 
 __all__ = ['DEFAULT_MAX_BYTES', 'END', 'End', 'StreamingResultIterator']
 
@@ -47,7 +47,7 @@ class StreamingResultIterator:
         self._source = batches
         self._cancel = cancel
         self._max_bytes = max_bytes
-        self._changed = Condition()
+        self._changed = threading.Condition()
         self._queue: deque[tuple[ResponseBatch, int]] = deque()
         self._queued_bytes = 0
         self._error: BaseException | None = None
@@ -80,7 +80,7 @@ class StreamingResultIterator:
         Raises what the source raised, each time it is asked again.
         """
         self.start()
-        with self._changed:
+        with interruptible(), self._changed:
             if not self._queue and not self._finished and not self._closed:
                 self._changed.wait_for(lambda: self._queue or self._finished or self._closed, timeout)
             if self._closed:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 import lmdb
 
 from amp.errors import DestinationError, IntegrityError
-from amp.waiting import Condition
+from amp.waiting import interruptible
 
 __all__ = ['Environment']
 
@@ -45,7 +45,7 @@ class Environment:
         self._users = 0
         self._map_size = map_size or _FIRST_MAP_BYTES
         self._writing = threading.RLock()
-        self._changed = Condition()
+        self._changed = threading.Condition()
         self._readers = 0
         self._databases: dict[bytes, Any] = {}
         self._open()
@@ -162,7 +162,7 @@ class Environment:
             self._grow(max(wanted, 2 * self._size()))
 
     def _grow(self, size: int) -> None:
-        with self._changed:
+        with interruptible(), self._changed:
             if not self._changed.wait_for(lambda: self._readers == 0, _WAIT_FOR_SCANS):
                 raise DestinationError(
                     f'the LMDB map {self.path} must grow, but a scan of this process is still open',
@@ -217,7 +217,7 @@ class Environment:
 
     def _make_durable(self) -> None:
         """Of two loaders on one folder the careful one decides."""
-        with self._writing, self._changed:
+        with interruptible(), self._writing, self._changed:
             self._changed.wait_for(lambda: self._readers == 0, _WAIT_FOR_SCANS)
             self._sync = True
             self._reopen()
