@@ -42,7 +42,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
-from tests.integration.loaders.test_shared_streams import numbers, stream
+from tests.integration.loaders.test_shared_streams import OneTableTests, numbers, stream
 from tests.support.following import SQL, expected, stored, until_head
 from tests.support.s3 import s3_options
 
@@ -398,13 +398,9 @@ def test_undo_rewrites_only_files_that_hold_undone_rows(lake):
     assert numbers(lake)[-504:-500] == [33, 34, 35, 36]
 
 
-def test_two_streams_in_one_table_undo_only_their_own(lake):
+def test_streams_are_listed_table_by_table_in_the_order_of_their_numbers(lake):
     stream(lake, response(eth(0, 9, '0xa'), 1), stream_name='one')
     stream(lake, response(eth(0, 9, '0xb'), 2), stream_name='two')
-    stream(lake, ResponseBatch.reorg_batch([eth(0, 9, '0xc')]), stream_name='one')
-    assert numbers(lake) == [2]
-    with pytest.raises(ConfigError, match='two'):
-        stream(lake, response(eth(0, 9, '0xa'), 1), stream_name='one', mode='overwrite')
     stream(lake, response(eth(0, 9, '0xa'), 5), table='elsewhere')
     assert [(info.key.table, info.key.name) for info in lake.list_streams()] == [
         ('elsewhere', 'elsewhere'),
@@ -413,14 +409,10 @@ def test_two_streams_in_one_table_undo_only_their_own(lake):
     ]
 
 
-def test_overwrite_in_a_stream_begins_again_once(lake):
-    loaded(lake, pa.table({'block_num': pa.array([99], pa.int64()), 'tx_hash': ['plain']}))
-    stream(lake, response(eth(0, 9, '0xa'), 1), mode='overwrite')
-    assert numbers(lake) == [1]
-    stream(lake, response(eth(10, 19, '0xb', '0xa'), 11), mode='overwrite')
-    assert numbers(lake) == [1, 11], 'on resume it means append'
-    stream(lake, response(eth(0, 9, '0xa'), 2), mode='overwrite', resume=False)
-    assert numbers(lake) == [2]
+class TestIcebergOneTable(OneTableTests):
+    @pytest.fixture
+    def db(self, lake):
+        return lake
 
 
 def test_rows_show_with_their_stamps_and_by_range(lake):
