@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute
 
-from amp.config.bytes_table import BytesTable, Places
+from amp.config.bytes_table import BytesTable, Places, read_ahead
 from amp.config.hex_text import Column, as_digits, decode_hex, encode_hex, fixed_width
 from amp.config.label_file import hex_width, plain
 from amp.errors import ConfigError
@@ -161,6 +161,9 @@ class LabelIndex:
         taken = []
         for column in columns:
             solid = self._solid.get(column)
+            if solid is not None:
+                for memory in filter(None, solid.buffers()):
+                    read_ahead(np.frombuffer(memory, np.uint8), len(places))
             values = (self._values[column] if solid is None else solid).take(places)
             if solid is not None and validity is not None:
                 values = pa.Array.from_buffers(values.type, len(values), [validity, *values.buffers()[1:]])
