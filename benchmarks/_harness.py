@@ -31,8 +31,13 @@ class Timing:
         return f'{self.name:<28} median {self.median:7.3f} s   best {min(self.seconds):7.3f} s'
 
 
-def interleaved(candidates: Mapping[str, Callable[[], object]], repetitions: int = 7) -> dict[str, Timing]:
-    """Each candidate `repetitions` times, in turn, so that a slow spell of the machine hits all; one round to warm up."""
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], repetitions: int = 7, between: Callable[[], object] | None = None
+) -> dict[str, Timing]:
+    """Each candidate `repetitions` times, in turn, so that a slow spell of the machine hits all; one round to warm up.
+
+    `between` cleans up after each, and is not counted.
+    """
     names = list(candidates)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for repetition in range(repetitions + 1):
@@ -42,6 +47,8 @@ def interleaved(candidates: Mapping[str, Callable[[], object]], repetitions: int
             candidates[name]()
             if repetition:
                 seconds[name].append(time.perf_counter() - started)
+            if between is not None:
+                between()
     return {name: Timing(name, tuple(values)) for name, values in seconds.items()}
 
 

@@ -86,6 +86,15 @@ class KeySpec:
         """True when rows are named by what wrote them, so that no two ever have one key."""
         return ('column', ROW) in self.parts
 
+    @property
+    def is_counted(self) -> bool:
+        """True when the numbering of rows is all that is to be known for making their keys again."""
+        return self.is_numbered and not self.columns
+
+    def counted(self, rows: int, numbering: Numbering) -> Column:
+        """The keys of so many rows, where they are counted."""
+        return self._joined([_numbers(rows, numbering) if kind == 'column' else text for kind, text in self.parts])
+
     def check(self, schema: pa.Schema) -> None:
         """Raises SchemaError when a column is not there, or has no values that a key can be made of."""
         for name in self.columns:
@@ -103,14 +112,19 @@ class KeySpec:
         pieces: list[Any] = []
         for kind, name in self.parts:
             if kind == 'text':
-                pieces.append(pa.scalar(name.encode(), pa.binary()))
+                pieces.append(name)
             elif name == ROW:
                 pieces.append(_numbers(batch.num_rows, numbering))
             else:
                 pieces.append(_piece(name, batch.column(name), several=several))
+        return self._joined(pieces)
+
+    @staticmethod
+    def _joined(pieces: Sequence[Column | str]) -> Column:
         if len(pieces) == 1:
             return pieces[0]
-        joined: Column = pc.binary_join_element_wise(*pieces, pa.scalar(b'', pa.binary()))
+        said = [pa.scalar(piece.encode(), pa.binary()) if isinstance(piece, str) else piece for piece in pieces]
+        joined: Column = pc.binary_join_element_wise(*said, pa.scalar(b'', pa.binary()))
         return joined
 
     def key_of(self, value: Any, schema: pa.Schema) -> bytes:

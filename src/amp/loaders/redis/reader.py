@@ -76,7 +76,7 @@ class Reader:
         for piece in self.table.store.pieces(self.table.name):
             if covers(hidden, piece.tx_id):
                 continue
-            names = _list(self.table.store.keys_of(self.table.name, piece))
+            names = _list(self.table.names_of(piece))
             for at in range(0, len(names), _PAGE):
                 batch, ids = self._fetch(names[at : at + _PAGE])
                 # A row that was replaced since is listed with what replaced it.

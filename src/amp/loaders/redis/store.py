@@ -5,7 +5,8 @@
     _amp:stream:<t>:<name>      JSON    number, epoch, claim, document, and the first id of a unit that is not done
     _amp:table:<t>              JSON    columns, structure, key
     _amp:units:<t>              sorted  one member a piece of a unit: <id>:<first row>:<rows>, all with score 0
-    _amp:keys:<t>:<member>      bytes   the keys (in a collection: the members) of that piece
+    _amp:keys:<t>:<member>      bytes   the keys (in a collection: the members) of that piece; where rows are counted,
+                                        they are made again from the member, and not kept
     _amp:before:<t>:<id>:<key>          the row that a row with that id replaced
     _amp:replaced:<t>:<member>  bytes   the keys of which there is such a row
     _amp:seq:<t>                counter of pieces, for the ids of a Redis stream

@@ -75,7 +75,19 @@ class Table:
 
     def names(self, batch: pa.RecordBatch, numbering: Numbering) -> Column:
         """The key of each row. Raises SchemaError for a null in a key column."""
-        keys = self.spec.encode(batch, numbering)
+        return self._tagged(self.spec.encode(batch, numbering))
+
+    def names_of(self, piece: Piece) -> Column:
+        """The keys (in a collection: the members) of a piece; none when they have expired."""
+        if self._are_counted:
+            return self._tagged(self.spec.counted(piece.rows, Numbering(piece.tx_id, piece.first_row)))
+        return self.store.keys_of(self.name, piece)
+
+    @property
+    def _are_counted(self) -> bool:
+        return not self.is_collection and self.spec.is_counted
+
+    def _tagged(self, keys: Column) -> Column:
         tag = self.store.tag(self.name)
         return joined(tag.encode(), keys) if tag else keys
 
@@ -160,6 +172,8 @@ class Table:
     def _index(self, commands: Commands, piece: Piece, names: Column) -> None:
         own = self.store.own
         commands.call('ZADD', own('units', self.name), 0, piece.member)
+        if self._are_counted:
+            return
         after = () if self.store.ttl is None else ('EX', self.store.ttl)
         commands.call('SET', own('keys', self.name, piece.member), packed(names), *after)
 
@@ -206,7 +220,7 @@ class Table:
         """The commands that take rows with these ids away, and bring back what they replaced; how many rows."""
         commands, rows = Commands(), 0
         for piece in list(self.store.pieces(self.name, runs)):
-            names = self.store.keys_of(self.name, piece)
+            names = self.names_of(piece)
             if self.is_collection:
                 self._remove_members(commands, names)
                 rows += len(names)
@@ -228,7 +242,7 @@ class Table:
             commands.call('UNLINK', self.collection)
         for piece in self.store.pieces(self.name):
             if not self.is_collection:
-                names = self.store.keys_of(self.name, piece)
+                names = self.names_of(piece)
                 rows += len(names)
                 _unlink(commands, names)
             self._forget(commands, piece)

@@ -226,6 +226,21 @@ def test_rows_without_a_key_are_named_by_what_wrote_them(open_loader, t):
     assert db.client.hget(f'{t}s:{tx_id}:1', 'block_num') == b'9'
 
 
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_keys_of_counted_rows_are_not_kept_but_made_again(open_loader, t, structure):
+    counted = open_loader(data_structure=structure, pipeline_size=2)
+    named = open_loader(data_structure=structure, key_pattern='{table}:{block_num}:{id}')
+    for db, kept in ((counted, 0), (named, 1)):
+        name = f'{t}{kept}'
+        stream(db, name, response(eth(0, 2, '0xa'), 0, 1, 2), response(eth(3, 3, '0xb', '0xa'), 3))
+        assert bool([*db.client.scan_iter(f'_amp:keys:{name}:*')]) == bool(kept)
+        stream(db, name, response(eth(3, 3, '0xB', '0xa'), 33))
+        assert [row[0] for row in rows(db, name)] == [0, 1, 2, 33]
+        assert len([*db.client.scan_iter(f'{name}:*')]) == 4, 'the row that was undone is gone'
+        db.drop_table(name)
+        assert [*db.client.scan_iter(f'{name}*')] == []
+
+
 @pytest.mark.parametrize('structure', STRUCTURES)
 def test_overwriting_touches_its_own_keys_only(open_loader, t, structure):
     db = open_loader(data_structure=structure)
