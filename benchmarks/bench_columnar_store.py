@@ -10,15 +10,16 @@ here takes it).
 Writing: to gather the rows of a partition is a fifth of it (0.06 of 0.5 s) and was done before the threads began; now they
 share it, with what they encode.
 
-Dicts: 0.26 s are the lookups in the dicts and 0.28 s the conversion of columns, both held by the interpreter's lock, while
-writing (0.5 s) may go on beside. It hardly did: who writes needs that lock after each of its calls, and waits 5 ms for it
-each time while columns are converted. So the conversion pauses after every 8,192 records (which stay in the cache: a tenth
-less), and a partition's file stays open from block to block: one file for each partition, where there were as many as
-blocks, and fewer calls. No better than a lookup a cell: all cells of a dict in one call and a transposition (0.27 s),
-flattening with a check of the keys (1.4 times), NumPy straight from the dicts (the same, and it takes the text '1.5' for a
-number), Arrow's own conversion of dicts to structs (0.76 s for all of it), JSON lines by msgspec read by Arrow (0.37 s
-under the lock, and 1.15 s beside it: too much for two cores). On two cores, where writing Arrow input uses both, what is
-under the lock alone is 2.2 times Arrow input.
+Dicts: 0.21 s are the lookups in the dicts and 0.34 s the conversion of columns, both held by the interpreter's lock, while
+writing (0.5 s) goes on beside. Who writes needs that lock after each of its calls, and waits up to 5 ms for it each time
+while columns are converted. So the conversion pauses after every 8,192 records (which stay in the cache: a tenth less),
+the rows of a block are divided among the partitions before the next is converted (many short steps: 0.2 s beside it, 0.02
+before), and a partition's file stays open from block to block: one file for each partition, and fewer calls. No better
+than a lookup a cell: all cells of a dict in one call and a transposition (1.2 s), flattening with a check of the keys (1.5
+times), one pass for all columns, NumPy straight from the dicts (the same, and it takes the text '1.5' for a number),
+Arrow's own conversion of dicts to structs (0.75 s for all of it), JSON lines by msgspec read by Arrow (0.37 s under the
+lock, and 1.15 s beside it: too much for two cores), one thread fewer that writes, smaller blocks. On two cores, where
+writing Arrow input uses both, what is under the lock alone is 1.7 times Arrow input, and what waits for it the rest.
 """
 
 from __future__ import annotations
@@ -121,15 +122,17 @@ def writing(report: Report, shop: Workshop, data: pa.Table, repetitions: int) ->
         lambda: appended.write('t', data),
         repetitions,
     )
-    records = data.to_pylist()
-    ratio(
-        report,
-        'write dicts / write Arrow',
-        2.0,
-        lambda: appended.write('t', records),
-        lambda: appended.write('t', data),
-        repetitions,
-    )
+    for count in sorted({min(100_000, data.num_rows), data.num_rows}):
+        part = data.slice(0, count)
+        records = part.to_pylist()
+        ratio(
+            report,
+            f'write dicts / write Arrow, {count:,} records',
+            2.0,
+            lambda records=records: appended.write('t', records),
+            lambda part=part: appended.write('t', part),
+            repetitions,
+        )
 
 
 def fetch_rows(files: list[str]) -> int:

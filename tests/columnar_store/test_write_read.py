@@ -151,6 +151,42 @@ def test_naive_means_utc_and_other_zones_are_converted(store: DuckDBParquetStore
     assert [row['at'] for row in store.read('t')] == [noon] * 7
 
 
+@pytest.mark.parametrize('unit', ['s', 'ms', 'us', 'ns'])
+def test_a_moment_too_fine_for_its_column_is_refused_and_not_cut_off(store: DuckDBParquetStore, unit: str) -> None:
+    second = datetime(2024, 5, 17, 12, tzinfo=UTC)
+    whole = {'s': timedelta(seconds=1), 'ms': timedelta(milliseconds=1)}.get(unit, timedelta(microseconds=1))
+    fits: list[list[Any]] = [
+        [second + whole],
+        [second + whole, None],
+        [pd.Timestamp(second + whole)],
+        [pd.Timestamp(second + whole), None],
+        [second, pd.Timestamp(second + whole)],
+    ]
+    store.create_table('t', pa.schema([('at', pa.timestamp(unit, 'UTC'))]))
+    for values in fits:
+        store.write('t', [{'at': value} for value in values])
+    expected = sorted(pd.Timestamp(value) for values in fits for value in values if value is not None)
+    assert sorted(pd.Timestamp(row['at']) for row in store.read('t') if row['at'] is not None) == expected
+    count = store.count('t')
+    finer = {'s': 1_000_000, 'ms': 1_000, 'us': 1}.get(unit)
+    if finer is None:
+        too_fine: list[Any] = [datetime(1500, 1, 1, tzinfo=UTC)]
+    else:
+        too_fine = [pd.Timestamp((second + whole).isoformat()) + pd.Timedelta(finer, 'ns')]
+        too_fine += [too_fine[0].to_pydatetime()] if unit != 'us' else []
+    for value in too_fine:
+        for values in ([value], [value, None], [second, value]):
+            with pytest.raises(BadRecord, match="column 'at'"):
+                store.write('t', [{'at': each} for each in values])
+    assert store.count('t') == count
+
+
+def test_years_that_nanoseconds_do_not_reach(store: DuckDBParquetStore) -> None:
+    store.create_table('t', pa.schema([('at', pa.timestamp('us', 'UTC'))]))
+    store.write('t', [{'at': pd.Timestamp('1500-01-01').as_unit('s')}, {'at': datetime(9999, 12, 31, tzinfo=UTC)}])
+    assert sorted(row['at'].year for row in store.read('t')) == [1500, 9999]
+
+
 WIDE = [
     (pa.uint8(), [0, 255]),
     (pa.uint16(), [0, 2**16 - 1]),

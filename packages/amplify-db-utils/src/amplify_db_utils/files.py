@@ -55,7 +55,7 @@ class Staging:
     def add(self, table: pa.Table, *, data_change: bool = True) -> None:
         """Write one file for each partition in the table. Raises OSError; what was written then stays for `discard`."""
         write = partial(self._write, now=_now(), data_change=data_change)
-        groups = [group for group in split(table, self.partition_by) if group.count]
+        groups = self._groups(table)
         if len(groups) == 1:
             self.adds.append(write(groups[0]))
             return
@@ -68,17 +68,16 @@ class Staging:
         As one table where the partitions are many: so many files are not kept open.
         """
         first = next(tables, None)
-        second = next(tables, None)
         if first is None:
             return
-        if second is None:
-            self.add(first)
-        elif _count_partitions(first, list(self.partition_by)) > _MANY_PARTITIONS:
-            self.add(pa.concat_tables([first, second, *tables]))
+        # Here, not beside: it is many short steps, and each would wait for the interpreter's lock.
+        groups = self._groups(first)
+        if len(groups) > _MANY_PARTITIONS:
+            self.add(pa.concat_tables([first, *tables]))
         else:
-            self._add_beside(first, chain([second], tables))
+            self._add_beside(chain([groups], map(self._groups, tables)))
 
-    def _add_beside(self, first: pa.Table, tables: Iterator[pa.Table]) -> None:
+    def _add_beside(self, tables: Iterator[list[Group]]) -> None:
         now = _now()
         files: dict[Partition, _File] = {}
 
@@ -90,16 +89,16 @@ class Staging:
             files[group.texts].write(group.rows())
             return None
 
-        def write_all(table: pa.Table) -> None:
-            self.adds += filter(None, pool.map(write, split(table, self.partition_by)))
-
-        with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(1) as beside:
-            under_way = beside.submit(write_all, first)
-            for table in tables:
-                under_way.result()
-                under_way = beside.submit(write_all, table)
-            under_way.result()
+        with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool:
+            under_way: Iterator[AddAction | None] = iter(())
+            for groups in tables:
+                self.adds += filter(None, under_way)
+                under_way = pool.map(write, groups)
+            self.adds += filter(None, under_way)
             self.adds += pool.map(_File.described, files.values(), repeat(now))
+
+    def _groups(self, table: pa.Table) -> list[Group]:
+        return [group for group in split(table, self.partition_by) if group.count]
 
     def replaces(self, snapshot: Snapshot) -> list[int]:
         """The files of a snapshot in the partitions that were written here (without partitions: all), for `commit`."""
@@ -186,10 +185,6 @@ class Group:
     count: int
     schema: pa.Schema
     rows: Callable[[], pa.Table]
-
-
-def _count_partitions(table: pa.Table, keys: list[str]) -> int:
-    return table.select(keys).group_by(keys).aggregate([]).num_rows
 
 
 def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:

@@ -48,6 +48,7 @@ _FAMILIES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
 )
 
 _INFERRED = {pa.string(), pa.int64()}  # not real numbers: with those Arrow takes True for 1.0
+_PANDAS = ('pandas', 'Timestamp')
 _FOREIGN: dict[str, tuple[type, ...]] = {
     _NUMBER: (bool,),
     _TEXT: (bytes,),
@@ -274,19 +275,41 @@ def _is_whole(value: Any) -> bool:
 
 
 def _moments(values: list[Any], kind: Kind) -> Array | None:
-    """Datetimes, naive ones taken as UTC. Python's own subtraction is three times as fast as Arrow's conversion."""
-    if not pa.types.is_timestamp(kind) or kind.unit != 'us' or set(map(type, values)) != {datetime}:
+    """Datetimes of Python or pandas, naive ones taken as UTC; None for others. Raises ArrowInvalid for too fine ones.
+
+    They are read as what they are and then converted: Arrow's own way cuts off what a unit cannot hold.
+    """
+    if not pa.types.is_timestamp(kind):
         return None
-    zone = values[0].tzinfo
-    if zone is not None and not kind.tz:
+    sorts = set(map(type, values)) - {type(None)}
+    pandas = next((sort for sort in sorts if (sort.__module__.partition('.')[0], sort.__name__) == _PANDAS), None)
+    if not sorts or not sorts <= {datetime, pandas}:
         return None
+    exact = _of_python(values, kind) if pandas is None else _of_pandas(values, pandas, kind)
+    return None if exact is None else exact.cast(kind)
+
+
+def _of_python(values: list[Any], kind: Kind) -> Array:
+    zone = getattr(values[0], 'tzinfo', None)
     always_utc = zone is not None and zone.utcoffset(None) == timedelta(0)
     epoch = datetime(1970, 1, 1, tzinfo=zone if zone is None or always_utc else UTC)
     try:
+        # Three times as fast as Arrow's conversion.
         since = pa.array(list(map(sub, values, repeat(epoch))), pa.duration('us'))
-    except TypeError:  # naive ones among others
+    except TypeError:  # naive ones among others, or a None
+        return _plain(values, pa.timestamp('us', kind.tz))
+    moments: Array = since.cast(pa.int64()).cast(pa.timestamp('us', kind.tz))
+    return moments
+
+
+def _of_pandas(values: list[Any], sort: type[Any], kind: Kind) -> Array | None:
+    try:
+        nanoseconds: Any = pa.array(
+            [None if at is None else at.value if type(at) is sort else sort(at).value for at in values], pa.int64()
+        )
+    except (OverflowError, ValueError):  # beyond the years that nanoseconds reach
         return None
-    moments: Array = since.cast(pa.int64()).cast(kind)
+    moments: Array = nanoseconds.cast(pa.timestamp('ns', kind.tz))
     return moments
 
 
