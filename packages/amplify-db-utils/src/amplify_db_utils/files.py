@@ -196,10 +196,10 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
     if not keys or not table.num_rows:
         yield Group((), table.num_rows, rest.schema, lambda: rest)
         return
-    codes = _codes(table, keys)
+    codes, most = _codes(table, keys)
     order: np.ndarray[Any, Any] | None = None
     starts = np.flatnonzero(np.concatenate(([True], codes[1:] != codes[:-1])))
-    if len(starts) > len(np.unique(codes[starts])):  # not in runs as it is
+    if len(starts) > most or len(starts) > len(np.unique(codes[starts])):  # not in runs as it is
         order = np.argsort(codes, kind='stable')
         ordered = codes[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
@@ -215,20 +215,26 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
             yield Group(texts, end - start, rest.schema, partial(rest.take, places))
 
 
-def _codes(table: pa.Table, keys: Sequence[str]) -> np.ndarray[Any, Any]:
-    """One small number for each combination of key values, row by row."""
-    codes: np.ndarray[Any, Any] = np.zeros(table.num_rows, np.int64)
-    count = 1
-    for key in keys:
-        encoded: Any = pc.dictionary_encode(table.column(key).combine_chunks(), null_encoding='encode')
-        size = max(len(encoded.dictionary), 1)
+def _codes(table: pa.Table, keys: Sequence[str]) -> tuple[np.ndarray[Any, Any], int]:
+    """One small number for each combination of key values, row by row; and how many there may be at most."""
+
+    def encoded(key: str) -> Any:
+        return pc.dictionary_encode(table.column(key).combine_chunks(), null_encoding='encode')
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        first, *others = pool.map(encoded, keys)
+    codes: np.ndarray[Any, Any] = first.indices.to_numpy()
+    count = max(len(first.dictionary), 1)
+    for other in others:
+        size = max(len(other.dictionary), 1)
         if count * size > 2**31:
             _, codes = np.unique(codes, return_inverse=True)
             count = int(codes.max()) + 1
-        codes = codes * size + encoded.indices.to_numpy()
+        codes = codes * (np.int32(size) if count * size <= 2**31 else np.int64(size))
+        codes += other.indices.to_numpy()
         count *= size
     # Sorting small numbers is a radix sort: linear.
-    return codes.astype(np.uint16) if count <= 2**16 else codes
+    return (codes.astype(np.uint16) if count <= 2**16 else codes), count
 
 
 def statistics(metadata: pq.FileMetaData) -> str:
