@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from amp.errors import AmpError, ConfigError
 from amp.label_words import TypedLabel, add_labels, labels_of
+from amp.loaders.options import as_mode
 from amp.loaders.types import LoadResult
 
 if TYPE_CHECKING:
@@ -34,7 +35,12 @@ if TYPE_CHECKING:
 __all__ = ['Pipeline', 'StreamSpec', 'read_pipeline', 'run_pipeline']
 
 _LABEL_KEYS = {'label', 'join', 'left', 'label_reload'}
-_KEYS = {'sql', 'to', 'table', 'name', 'mode', 'key_columns', 'workers', 'options', 'source'} | _LABEL_KEYS
+_KINDS: dict[str, tuple[type, str]] = {
+    **dict.fromkeys(('source', 'sql', 'to', 'table', 'name', 'mode'), (str, 'a text')),
+    'workers': (int, 'a whole number'),
+    'options': (dict, 'a table of options'),
+}
+_KEYS = _KINDS.keys() | {'key_columns'} | _LABEL_KEYS
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,11 @@ def read_pipeline(path: Path) -> Pipeline:
     unknown = sorted(set(found) - {'source', 'stream'})
     if unknown:
         raise ConfigError(f'{path}: there is no section {unknown[0]!r}', hint='sections: source, stream')
-    default = found.get('source', {}).get('url')
-    specs = tuple(_spec(path, number, dict(entry), default) for number, entry in enumerate(found.get('stream', []), 1))
+    default = _source(path, found.get('source', {}))
+    entries = found.get('stream', [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f'{path}: a stream is a section [[stream]], in two pairs of brackets')
+    specs = tuple(_spec(path, number, dict(entry), default) for number, entry in enumerate(entries, 1))
     if not specs:
         raise ConfigError(f'{path} describes no stream', hint='[[stream]] with sql, to and table')
     keys = [(spec.to, spec.table, spec.name) for spec in specs]
@@ -80,6 +89,13 @@ def read_pipeline(path: Path) -> Pipeline:
             f'{path}: two streams are called {twice[2]!r} at one table', hint='give each a name of its own'
         )
     return Pipeline(specs)
+
+
+def _source(path: Path, section: object) -> str | None:
+    """The server of the streams that name none."""
+    if not isinstance(section, dict) or section.keys() - {'url'} or not isinstance(section.get('url', ''), str):
+        raise ConfigError(f'{path}: the source is a section [source] with a url alone, a text')
+    return section.get('url')
 
 
 def _spec(path: Path, number: int, entry: dict[str, Any], default: str | None) -> StreamSpec:
@@ -94,7 +110,13 @@ def _spec(path: Path, number: int, entry: dict[str, Any], default: str | None) -
             f'{where} has no {missing!r}', hint='[source] url = "grpc://..."' if missing == 'source' else None
         )
     entry.setdefault('name', entry['table'])
-    entry['key_columns'] = tuple(entry.get('key_columns', ()))
+    for key, (wanted, kind) in _KINDS.items():
+        if key in entry and not (isinstance(entry[key], wanted) and not isinstance(entry[key], bool)):
+            raise ConfigError(f'{where}: {key!r} is {kind}, not {entry[key]!r}')
+    if entry.get('workers', 1) < 1:
+        raise ConfigError(f'{where}: {entry["workers"]} workers do nothing', hint='workers = 1, or more')
+    as_mode(entry.get('mode', 'append'))
+    entry['key_columns'] = tuple(_texts(where, 'key_columns', entry.get('key_columns', ())))
     words = {key: entry.pop(key) for key in _LABEL_KEYS & entry.keys()}
     return StreamSpec(**entry, labels=_labels(where, **words))
 

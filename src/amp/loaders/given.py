@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from amp.errors import ProtocolError
+from amp.loaders.options import as_keys, as_mode
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stream import StreamEngine
 from amp.loaders.types import LoadMode, LoadResult
@@ -56,7 +57,7 @@ def follow_responses(
     *,
     stream_name: str | None = None,
     mode: LoadMode | str = LoadMode.APPEND,
-    key_columns: Iterable[str] = (),
+    key_columns: Iterable[str] | str = (),
     settings: StreamSettings | None = None,
     **options: Any,
 ) -> Iterator[LoadResult]:
@@ -65,6 +66,6 @@ def follow_responses(
     Options that are none of these are settings (`retention=`, `create_table=`, ...); an unknown one is a TypeError.
     """
     key = StreamKey(table_name, stream_name or table_name)
-    job = StreamJob(key, LoadMode(mode), tuple(key_columns))
+    job = StreamJob(key, as_mode(mode), as_keys(key_columns))
     chosen = replace(settings or StreamSettings(strict=False), **options)
     yield from StreamEngine(loader, job, _Given(responses).connect, chosen).run()

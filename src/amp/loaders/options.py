@@ -12,7 +12,7 @@ from amp.loaders.shape import Shape
 from amp.loaders.types import LoadMode
 from amp.streaming.types import BlockRange
 
-__all__ = ['COMMON', 'LoadOptions', 'as_mode', 'listed']
+__all__ = ['COMMON', 'LoadOptions', 'as_keys', 'as_mode', 'listed']
 
 COMMON = frozenset(
     {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
@@ -46,7 +46,7 @@ class LoadOptions:
         return cls(
             as_mode(given.get('mode', LoadMode.APPEND)),
             bool(given.get('create_table', True)),
-            tuple(given.get('key_columns') or ()),
+            as_keys(given.get('key_columns')),
             tuple(given.get('block_ranges') or ()),
             evolution(given.get('schema_evolution', FREEZE)),
             shape(given.get('column_types'), given.get('label_config')),
@@ -67,6 +67,14 @@ def as_mode(mode: LoadMode | str) -> LoadMode:
         return LoadMode(str(mode).lower())
     except ValueError as error:
         raise ConfigError(f'there is no mode {mode!r}', hint=f'modes: {listed(m.value for m in LoadMode)}') from error
+
+
+def as_keys(columns: Iterable[Any] | None) -> tuple[str, ...]:
+    """Key columns; a text is the name of one. Raises ConfigError."""
+    names = (columns,) if isinstance(columns, str) else tuple(columns or ())
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(f'key_columns are names of columns, not {columns!r}')
+    return names
 
 
 def listed(names: Iterable[str]) -> str:

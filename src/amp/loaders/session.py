@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 
 from amp.errors import AmpError, ConfigError, LoadError
+from amp.loaders.options import as_keys, as_mode
 from amp.loaders.settings import StreamSettings
 from amp.loaders.stream import StreamEngine
 from amp.loaders.types import LoadMode, LoadResult
@@ -54,7 +55,7 @@ def stream_query(
     *,
     name: str | None = None,
     mode: LoadMode | str = LoadMode.APPEND,
-    key_columns: tuple[str, ...] = (),
+    key_columns: Iterable[str] | str = (),
     settings: StreamSettings | None = None,
     **options: Any,
 ) -> Generator[LoadResult, None, None]:
@@ -64,7 +65,7 @@ def stream_query(
     """
     chosen = {key: options.pop(key) for key in list(options) if key in _SETTINGS}
     loader._options(options)
-    job = StreamJob(StreamKey(table, name or table), LoadMode(mode), tuple(key_columns), options)
+    job = StreamJob(StreamKey(table, name or table), as_mode(mode), as_keys(key_columns), options)
     most = loader.attempts.config.back_pressure.max_bytes_in_flight
     in_flight = {} if most is None else {'max_bytes': most}
     engine = StreamEngine(

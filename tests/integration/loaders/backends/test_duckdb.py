@@ -178,6 +178,18 @@ def test_upsert_replaces_by_key_and_the_last_of_equals_counts(db):
     assert 'key_columns' in without_keys.error
 
 
+def test_one_key_column_may_be_a_text_and_a_mode_that_is_none_is_told(db):
+    key = response(eth(0, 0, '0xa'), 7)
+    for _ in range(2):
+        assert db.load_table(pa.table({'key': [1]}), 't', mode='upsert', key_columns='key').success
+        stream(db, key, table='s', mode='upsert', key_columns='block_num', resume=False)
+    assert (rows(db, 't'), len(rows(db, 's'))) == ([(1,)], 1)
+    with pytest.raises(ConfigError, match='key_columns are names of columns'):
+        db.load_table(pa.table({'key': [1]}), 't', mode='upsert', key_columns=[1])
+    with pytest.raises(ConfigError, match="there is no mode 'sideways'"):
+        stream(db, key, table='s', mode='sideways')
+
+
 def test_a_reorg_that_shows_in_a_range_is_undone_with_the_rows_that_replace_it(db):
     results = stream(
         db,
