@@ -12,7 +12,7 @@ from amp.loaders.shape import Shape
 from amp.loaders.types import LoadMode
 from amp.streaming.types import BlockRange
 
-__all__ = ['COMMON', 'LoadOptions', 'as_keys', 'as_mode', 'listed']
+__all__ = ['COMMON', 'LoadOptions', 'as_keys', 'as_mode', 'listed', 'partition_columns']
 
 COMMON = frozenset(
     {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
@@ -75,6 +75,13 @@ def as_keys(columns: Iterable[Any] | None) -> tuple[str, ...]:
     if not all(isinstance(name, str) and name for name in names):
         raise ConfigError(f'key_columns are names of columns, not {columns!r}')
     return names
+
+
+def partition_columns(given: Iterable[str] | str | None) -> tuple[str, ...]:
+    """Partition columns, which a URL names in one text with commas."""
+    if isinstance(given, str):
+        return tuple(name.strip() for name in given.split(','))
+    return tuple(given or ())
 
 
 def listed(names: Iterable[str]) -> str:

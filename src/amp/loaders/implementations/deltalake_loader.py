@@ -29,6 +29,7 @@ from amp.loaders.deltalog.errors import explained, is_transient, uses_delta
 from amp.loaders.deltalog.files import Files
 from amp.loaders.deltalog.log import FOLDER, DeltaLog, commit_properties
 from amp.loaders.feed import Feed
+from amp.loaders.options import partition_columns
 from amp.loaders.sql import quote
 from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amp.loaders.types import LoadMode
@@ -76,10 +77,8 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
         self._tables = DeltaTables(chosen.root, chosen.table_path, chosen.storage_options, chosen.partition_by)
 
     def _parse_config(self, config: dict[str, Any]) -> DeltaLakeStorageConfig:
-        partition_by = config.get('partition_by') or ()
-        if isinstance(partition_by, str):
-            partition_by = [name.strip() for name in partition_by.split(',')]
-        parsed = super()._parse_config({**config, 'partition_by': tuple(partition_by)})
+        partition_by = partition_columns(config.get('partition_by'))
+        parsed = super()._parse_config({**config, 'partition_by': partition_by})
         if (parsed.root is None) == (parsed.table_path is None):
             raise ConfigError('deltalake needs the configuration key root or table_path, and not both')
         if parsed.maintenance_commits < 1:

@@ -20,6 +20,7 @@ from amp.loaders.base import DataLoader
 from amp.loaders.deltalog.errors import is_transient
 from amp.loaders.deltalog.log import DeltaLog
 from amp.loaders.feed import Feed
+from amp.loaders.options import partition_columns
 from amp.loaders.parquet.errors import told
 from amp.loaders.parquet.rows import Fitting, write_files
 from amp.loaders.parquet.tables import ParquetTables, user_columns
@@ -78,10 +79,8 @@ class ParquetLoader(DataLoader[ParquetConfig]):
         return ['root']
 
     def _parse_config(self, config: dict[str, Any]) -> ParquetConfig:
-        partition_by = config.get('partition_by') or ()
-        if isinstance(partition_by, str):
-            partition_by = [name.strip() for name in partition_by.split(',')]
-        parsed = super()._parse_config({**config, 'partition_by': tuple(partition_by)})
+        partition_by = partition_columns(config.get('partition_by'))
+        parsed = super()._parse_config({**config, 'partition_by': partition_by})
         if parsed.maintenance_commits < 1:
             raise ConfigError(f'maintenance_commits is a number of commits, not {parsed.maintenance_commits}')
         _of_the_store(parsed)
