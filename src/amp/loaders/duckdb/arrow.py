@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, land, type_table, wire_schema
+from amp.loaders.duckdb.fits import check_fit
 from amp.loaders.duckdb.statements import run
 from amp.loaders.points import reached
 from amp.loaders.sql import REPLACED_BY, quote, same_keys
@@ -49,8 +50,12 @@ def read_as(name: str, kind: str) -> str:
 
 
 def insert(connection: duckdb.DuckDBPyConnection, table: str, reader: pa.RecordBatchReader) -> int:
-    """Rows of a reader into a quoted table, columns by name; their number."""
+    """Rows of a reader into a quoted table, columns by name; their number. Raises SchemaError for a column that does
+    not keep them as they are.
+    """
     columns = ', '.join(quote(name) for name in reader.schema.names)
+    with _registered(connection, landed(reader.schema.empty_table().to_reader())):
+        _check_fit(connection, table, f'SELECT {_select_list(reader.schema)} FROM {_INCOMING}')
     with _registered(connection, landed(reader)):
         [(rows,)] = run(
             connection, f'INSERT INTO {table} ({columns}) SELECT {_select_list(reader.schema)} FROM {_INCOMING}'
@@ -72,11 +77,12 @@ def replace_by_key(
 ) -> None:
     """The staged rows take the place of those with the same keys; of several with one key the last counts.
 
-    `before` is where rows that a stream replaces are kept for an undo.
+    `before` is where rows that a stream replaces are kept for an undo. Raises SchemaError.
     """
     missing = [k for k in keys if k not in columns]
     if missing:
         raise SchemaError(f'the key column {missing[0]!r} is not in the rows', hint=f'columns: {", ".join(columns)}')
+    _check_fit(connection, table, f'SELECT * EXCLUDE ({quote(_ROW)}) FROM {_STAGE}')
     partition = ', '.join(quote(k) for k in keys)
     newest = (
         f'(SELECT * FROM {_STAGE} QUALIFY row_number() OVER (PARTITION BY {partition} ORDER BY {quote(_ROW)} DESC) = 1)'
@@ -93,6 +99,17 @@ def replace_by_key(
     listed = ', '.join(quote(c) for c in columns)
     run(connection, f'INSERT INTO {table} ({listed}) SELECT {listed} FROM {newest}')
     run(connection, f'DROP TABLE {_STAGE}')
+
+
+def _check_fit(connection: duckdb.DuckDBPyConnection, table: str, rows: str) -> None:
+    given, has = (
+        {str(name): str(kind) for name, kind, *_ in run(connection, f'DESCRIBE {what}')}
+        for what in (rows, f'SELECT * FROM {table}')
+    )
+    if given.items() <= has.items():
+        return
+    [(zone,)] = run(connection, "SELECT current_setting('TimeZone')")
+    check_fit(given, has, zone)
 
 
 def _numbered(reader: pa.RecordBatchReader) -> pa.RecordBatchReader:

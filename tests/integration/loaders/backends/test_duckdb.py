@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import date
 from decimal import Decimal
 from typing import Any
 
@@ -176,6 +177,60 @@ def test_upsert_replaces_by_key_and_the_last_of_equals_counts(db):
     assert 'nope' in with_missing_key.error
     without_keys = db.load_table(pa.table({'k': [1], 'v': ['x']}), 't', mode='upsert')
     assert 'key_columns' in without_keys.error
+
+
+CHANGED = [
+    ('BIGINT', pa.array([1.5])),
+    ('BIGINT', pa.array(['007'])),
+    ('BIGINT', pa.array([True])),
+    ('BIGINT', pa.array([Decimal('1.25')], pa.decimal128(10, 2))),
+    ('DOUBLE', pa.array([2**53 + 1])),
+    ('DECIMAL(10,1)', pa.array([Decimal('1.25')], pa.decimal128(10, 2))),
+    ('FLOAT', pa.array([0.1])),
+    ('VARCHAR', pa.array([b'\xab'])),
+    ('BLOB', pa.array(['0xab'])),
+    ('DATE', pa.array([0], pa.timestamp('us'))),
+    ('TIMESTAMP', pa.array([1], pa.timestamp('ns'))),
+    ('BOOLEAN', pa.array([2])),
+    ('INTEGER[]', pa.array([[1.5]])),
+]
+
+
+@pytest.mark.parametrize(('column', 'values'), CHANGED, ids=[f'{kind}-{values.type}' for kind, values in CHANGED])
+@pytest.mark.parametrize('mode', ['append', 'upsert', 'stream'])
+def test_a_column_that_would_change_values_refuses_them(db, column, values, mode):
+    db.connection.execute(f'CREATE TABLE t (k INTEGER, v {column})')
+    batch = pa.record_batch({'k': pa.array([1], pa.int32()), 'v': values})
+    if mode == 'stream':
+        with pytest.raises(SchemaError, match=r"the column 'v' is .* which does not keep"):
+            stream(db, ResponseBatch.data_batch(batch, response(eth(0, 0, '0xa')).metadata))
+    else:
+        result = db.load_batch(batch, 't', mode=mode, key_columns='k')
+        assert "the column 'v' is" in (result.error or 'no error')
+    assert rows(db, 't') == []
+
+
+KEPT = [
+    ('HUGEINT', pa.array([2**64 - 1], pa.uint64()), 2**64 - 1),
+    ('INTEGER', pa.array([7]), 7),
+    ('DECIMAL(20,3)', pa.array([7]), Decimal('7.000')),
+    ('VARCHAR', pa.array([7]), '7'),
+    ('VARCHAR', pa.array([True]), 'true'),
+    ('JSON', pa.array(['{"a": 1}']), '{"a": 1}'),
+    ('DOUBLE', pa.array([1.5], pa.float32()), 1.5),
+    ('DATE', pa.array([1], pa.date32()), date(1970, 1, 2)),
+]
+
+
+@pytest.mark.parametrize(('column', 'values', 'kept'), KEPT, ids=[f'{k}-{values.type}' for k, values, _ in KEPT])
+def test_a_column_of_ones_own_that_keeps_values_takes_them(db, column, values, kept):
+    db.connection.execute(f'CREATE TABLE t (v {column})')
+    result = db.load_batch(pa.record_batch({'v': values}), 't', create_table=False)
+    assert result.success, result.error
+    assert rows(db, 't') == [(kept,)]
+    too_wide = db.load_batch(pa.record_batch({'v': pa.array([2**40])}), 't')
+    assert (too_wide.error is not None) == (column in {'INTEGER', 'JSON', 'DOUBLE', 'DATE'})
+    assert len(rows(db, 't')) == 1 + too_wide.success
 
 
 def test_one_key_column_may_be_a_text_and_a_mode_that_is_none_is_told(db):
