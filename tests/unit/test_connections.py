@@ -251,6 +251,24 @@ def test_no_password_of_a_url_is_in_an_error_a_repr_or_a_log(password, monkeypat
     assert not any(part in shown for part in re.split('[@:/ ]', password) if len(part) > 3)
 
 
+@pytest.mark.parametrize('password', ['{}/x', '{}?x', '{}#x', '12/{}', '12?{}', '12#{}', '12/x={}', '[{}'])
+@pytest.mark.parametrize('start', ['postgresql://u:', 'redis://:', 'clickhouse://u:', 'snowflake://u:'])
+def test_a_password_that_is_not_encoded_is_refused_and_not_shown(start, password):
+    secret = 's3cr' + '3t'
+    url = f'{start}{password.format(secret)}@host/0'
+    with Client('grpc://localhost:1') as client, pytest.raises(ConfigError, match='not a URL of a server') as raised:
+        client.make_loader(url)
+    told = f'{"".join(traceback.format_exception(raised.value))} {raised.value.__context__}'
+    assert secret not in told
+    assert 'percent-encode' in told
+
+
+def test_an_at_sign_after_the_server_is_a_value_where_it_can_be_one():
+    with Client('grpc://localhost:1') as client:
+        loader = client.make_loader('postgresql://u:a%2Fb@host/db?application_name=a@b')
+    assert (loader.config.password, loader.config.application_name) == ('a/b', 'a@b')
+
+
 @pytest.mark.parametrize(
     ('text', 'shown'),
     [

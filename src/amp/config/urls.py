@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from amp.errors import ConfigError, redact
 
-__all__ = ['config_from_place', 'config_from_url', 'is_url', 'loader_of_url']
+__all__ = ['config_from_place', 'config_from_url', 'is_url', 'loader_of_url', 'server_of_url']
 
 
 def is_url(text: str) -> bool:
@@ -47,11 +47,7 @@ def config_from_url(url: str, config_class: type | None, path_key: str | None) -
             )
         path = unquote(rest.removeprefix('/')) or ':memory:'
         return {path_key: path, **_typed(config_class, parse_qsl(query))}
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f'{redact(url)!r} is not a URL: {error}') from error
+    parts, port = server_of_url(url)
     known: dict[str, Any] = {
         'host': parts.hostname,
         'port': port,
@@ -61,6 +57,30 @@ def config_from_url(url: str, config_class: type | None, path_key: str | None) -
     }
     given = {key: value for key, value in known.items() if value is not None}
     return {**given, **_typed(config_class, parse_qsl(parts.query))}
+
+
+def server_of_url(url: str) -> tuple[SplitResult, int | None]:
+    """The parts of a URL that names a server, and its port. Raises ConfigError, which holds nothing of the URL but its scheme.
+
+    A password with a `/`, `?` or `#` of its own ends the server's part before the `@`: that is refused too, since what
+    follows would be taken for a path, and shown as one.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        # In a query a value may have one.
+        stray = [parts.path, parts.fragment, *(pair for pair in parts.query.split('&') if '=' not in pair)]
+        wrong = any('@' in text for text in stray)
+    except ValueError:
+        wrong = True
+    if wrong:
+        # Not chained: the error of the parser quotes what it takes for a port, and that may be the password.
+        scheme = url.partition('://')[0]
+        raise ConfigError(
+            f'what follows {scheme}:// is not a URL of a server',
+            hint='percent-encode the user and the password (/ is %2F, ? is %3F, # is %23, @ is %40, [ is %5B); a port is a number',
+        )
+    return parts, port
 
 
 def config_from_place(url: str, config_class: type | None, path_key: str) -> dict[str, Any]:

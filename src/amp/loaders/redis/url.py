@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
+from amp.config.urls import server_of_url
 from amp.errors import ConfigError, redact
 
 __all__ = ['config_of_url']
@@ -12,11 +13,7 @@ __all__ = ['config_of_url']
 
 def config_of_url(url: str) -> dict[str, Any]:
     """`redis://`, `rediss://` (TLS), `redis+cluster://`, `rediss+cluster://`: user, password, host, port, `/db`."""
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f'{redact(url)!r} is not a URL: {error}') from error
+    parts, port = server_of_url(url)
     scheme, _, rest = parts.scheme.partition('+')
     if scheme not in {'redis', 'rediss', 'valkey', 'valkeys'} or rest not in {'', 'cluster'}:
         raise ConfigError(f'{redact(url)!r} is not the URL of a Redis server', hint='redis://host:6379/0')
