@@ -153,6 +153,18 @@ def test_huge_numbers_as_text_meet_decimals(tmp_path: Path) -> None:
     assert [r['name'] for r in found] == ['small', 'big']
 
 
+def test_decimals_of_a_label_meet_numbers_and_text_and_no_bytes(tmp_path: Path) -> None:
+    own = pa.table({'k': pa.array([decimal.Decimal(1), decimal.Decimal(2**70)], pa.decimal128(38, 0)), 'v': ['a', 'b']})
+    pq.write_table(own, tmp_path / 'ids.parquet')
+    manager = LabelManager(tmp_path)
+    manager.add_label('ids', 'ids.parquet')
+    config = LabelJoinConfig('ids', 'k', 'k')
+    for keys in (pa.array([1, 5]), pa.array(['1', '01']), pa.array([decimal.Decimal(1)], pa.decimal256(60, 0))):
+        assert [row['v'] for row in rows(manager, {'k': keys}, config)] == ['a'], keys.type
+    with pytest.raises(ConfigError, match='cannot be compared with'):
+        rows(manager, {'k': pa.array([bytes(16)], pa.binary(16))}, config)
+
+
 def test_dates_and_booleans_of_one_type(tmp_path: Path) -> None:
     manager = labels(tmp_path, days='day,open\n2024-01-01,false\n2024-01-02,true\n')
     column = manager.get_label('days')['day'].combine_chunks()
@@ -361,6 +373,32 @@ def test_a_reloaded_label_is_used_from_the_next_batch(tmp_path: Path, caplog: py
     assert 'rows 1, 3' in caplog.text
     replace(path, TOKENS)
     assert step.batch(batch)['symbol'].to_pylist() == ['USDC']
+
+
+def test_a_new_step_too_goes_on_with_what_could_be_joined(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A backfill hands over to a stream, whose join is another one."""
+    path = tmp_path / 'tokens.csv'
+    path.write_text(TOKENS)
+    manager = LabelManager(tmp_path)
+    manager.add_label('tokens', path, reload=True)
+    batch = pa.record_batch({'address': addresses(USDC)})
+    assert join(manager, 'tokens').batch(batch).num_rows == 1
+    for doubled in (f'{TOKENS}{USDC},AGAIN,6\n', f'{TOKENS}{USDC},AGAIN AND AGAIN,6\n'):
+        path.write_text(doubled)
+        joined = join(manager, 'tokens').batch(batch)
+        assert joined['symbol'].to_pylist() == ['USDC']
+        assert 'the labels before stay in use' in caplog.text
+    manager.add_label('tokens', path, reload=True)
+    with pytest.raises(ConfigError, match='more than once'):
+        join(manager, 'tokens').batch(batch)
+
+
+def test_names_of_columns_may_be_one_text(tokens: LabelManager, tmp_path: Path) -> None:
+    chosen = LabelJoinConfig('tokens', 'address', 'address', columns='symbol')
+    assert rows(tokens, {'address': addresses(USDC)}, chosen)[0].keys() == {'address', 'symbol'}
+    (tmp_path / 'by_hash.csv').write_text(f'hash,name\n0x{"ab" * 32},x\n')
+    tokens.add_label('by_hash', tmp_path / 'by_hash.csv', binary_columns='hash')
+    assert tokens.get_label('by_hash').schema.field('hash').type == pa.binary(32)
 
 
 def test_many_threads_join_with_one_step(tokens: LabelManager) -> None:

@@ -69,9 +69,9 @@ def form_of(label: Column, kind: pa.DataType, where: str) -> Form:
 
 def _form_of_others(label: Column, kind: pa.DataType, where: str) -> Form | None:
     own = label.type
-    if isinstance(own, pa.FixedSizeBinaryType) and (_is_text(kind) or _is_bytes(kind)):
+    if pa.types.is_fixed_size_binary(own) and (_is_text(kind) or _is_bytes(kind)):
         width = own.byte_width
-        if isinstance(kind, pa.FixedSizeBinaryType) and kind.byte_width != width:
+        if pa.types.is_fixed_size_binary(kind) and kind.byte_width != width:
             raise ConfigError(f'{where}: the label has {width} bytes and the stream {kind.byte_width}: never equal')
         return Form('digits' if _is_text(kind) else 'bytes', width)
     if pa.types.is_binary(own):
@@ -95,7 +95,7 @@ def _form_of_text(label: Column, kind: pa.DataType, where: str) -> Form | None:
         return None
     if label.null_count == len(label):
         return Form('bytes', _ADDRESS)
-    if isinstance(kind, pa.FixedSizeBinaryType):
+    if pa.types.is_fixed_size_binary(kind):
         width = kind.byte_width
     at = pc.index(_is_not_hex(label, width), True).as_py() if width else pc.index(pc.is_valid(label), True).as_py()
     if at >= 0 or width is None:

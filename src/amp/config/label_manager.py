@@ -92,6 +92,7 @@ class LabelManager:
         self._reload = reload
         self._sources: dict[str, _Source] = {}
         self._labels: dict[str, Label] = {}
+        self._joined: dict[str, Label] = {}
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -114,12 +115,18 @@ class LabelManager:
         if not name:
             raise ConfigError('a label needs a name')
         path = (self.label_dir or Path()) / csv_path
-        columns = tuple(binary_columns) if binary_columns is not None else None
-        source = _Source(path, os.fspath(csv_path), columns, self._reload if reload is None else reload)
+        columns = (binary_columns,) if isinstance(binary_columns, str) else binary_columns
+        source = _Source(
+            path,
+            os.fspath(csv_path),
+            None if columns is None else tuple(columns),
+            self._reload if reload is None else reload,
+        )
         label = _read(name, source)
         with self._lock:
             self._sources[name] = source
             self._labels[name] = label
+            self._joined.pop(name, None)
         logger.info('label %s: %d rows of %s', name, label.table.num_rows, path)
 
     def adopt(self, label: Label) -> None:
@@ -142,6 +149,7 @@ class LabelManager:
         """Forget a label; False when there is none of that name."""
         with self._lock:
             self._sources.pop(name, None)
+            self._joined.pop(name, None)
             return self._labels.pop(name, None) is not None
 
     def clear(self) -> None:
@@ -149,6 +157,7 @@ class LabelManager:
         with self._lock:
             self._sources.clear()
             self._labels.clear()
+            self._joined.clear()
 
     def find(self, name: str) -> Label | None:
         """The newest reading of a label; None when there is none of that name."""
@@ -170,6 +179,20 @@ class LabelManager:
         else:
             hint = f'known labels: {", ".join(known)}' if known else 'add it first: add_label(name, path)'
         raise ConfigError(f'there is no label {name!r}', hint=hint, label=name)
+
+    def note_joined(self, labels: Sequence[Label]) -> None:
+        """Remember readings that rows have been joined with: see `last_joined`."""
+        with self._lock:
+            self._joined.update((label.name, label) for label in labels)
+
+    def last_joined(self, names: Sequence[str]) -> tuple[Label, ...] | None:
+        """The last reading of each label that rows could be joined with; None where one never was.
+
+        A file that was replaced by one that cannot be joined does not stop what runs well.
+        """
+        with self._lock:
+            known = tuple(self._joined[name] for name in names if name in self._joined)
+        return known if len(known) == len(names) else None
 
     def _reread(self, label: Label, source: _Source) -> Label:
         try:

@@ -114,25 +114,25 @@ class LabelJoin:
             if known is not None and labels in (known.labels, known.refused):
                 return known
             try:
-                steps = self._bind(labels, schema)
-                bound = _Bound(labels, steps, record_of((step.label, step.config) for step in steps))
+                bound = self._bind(labels, schema)
+                self._manager.note_joined(labels)
             except ConfigError as error:
-                if known is None:
+                before = self._manager.last_joined(self._names)
+                if before is None or before == labels:
                     raise
-                # A file that was replaced by one that cannot be joined does not stop a stream that runs well.
                 logger.warning('the labels before stay in use: %s', error)
-                bound = replace(known, refused=labels)
+                bound = replace(known or self._bind(before, schema), refused=labels)
             self._bound[schema] = bound
             return bound
 
-    def _bind(self, labels: Sequence[Label], schema: pa.Schema) -> tuple[_Step, ...]:
+    def _bind(self, labels: tuple[Label, ...], schema: pa.Schema) -> _Bound:
         steps: list[_Step] = []
         joined = schema
         for label, join in zip(labels, self._joins, strict=True):
             config = _guessed(label, schema) if isinstance(join, str) else join
             steps.append(_step(label, config, joined))
             joined = steps[-1].schema
-        return tuple(steps)
+        return _Bound(labels, tuple(steps), record_of((step.label, step.config) for step in steps))
 
 
 def _step(label: Label, config: LabelJoinConfig, schema: pa.Schema) -> _Step:
@@ -161,9 +161,10 @@ def _movable(column: Column) -> Column:
 def _wanted(label: Label, config: LabelJoinConfig) -> tuple[str, ...]:
     if config.columns is None:
         return tuple(name for name in label.table.column_names if name not in config.label_keys)
-    for name in config.columns:
+    wanted = (config.columns,) if isinstance(config.columns, str) else tuple(config.columns)
+    for name in wanted:
         _require(name, label.table.column_names, f'the label {label.name!r}')
-    return tuple(config.columns)
+    return wanted
 
 
 def _refuse_collisions(label: Label, added: Sequence[pa.Field[Any]], schema: pa.Schema) -> None:
