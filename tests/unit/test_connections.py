@@ -69,6 +69,35 @@ def test_a_url_is_not_filled_up_with_another_server(monkeypatch):
     assert ConnectionManager().get('pg').config() == {'url': 'postgresql://me:hush@host/db'}
 
 
+def test_a_named_server_is_not_filled_up_with_the_url_of_another(places, monkeypatch):
+    project, user = places
+    project.write_text('[connections.cache]\nloader = "redis"\nhost = "127.0.0.1"\nport = 7001\n')
+    monkeypatch.setenv('REDIS_URL', 'redis://:hush@production:7002/3')
+    assert ConnectionManager().get('cache').config() == {'host': '127.0.0.1', 'port': 7001}
+    user.write_text('[connections.cache]\nurl = "redis://:hush@production:7002/3"\n')
+    assert ConnectionManager().get('cache').config() == {'host': '127.0.0.1', 'port': 7001}
+    project.write_text('[connections.cache]\nhost = "elsewhere"\n')
+    with pytest.raises(ConfigError, match='does not say its loader'):
+        ConnectionManager().get('cache')
+    project.write_text('[connections.cache]\nloader = "redis"\nttl = 5\n')
+    user.unlink()
+    assert ConnectionManager().get('cache').config() == {'ttl': 5, 'url': 'redis://:hush@production:7002/3'}
+
+
+@pytest.mark.parametrize(
+    ('url', 'weaker'),
+    [
+        ('redis://stronger/3', 'db = 5'),
+        ('duckdb:///stronger.db', 'path = "weaker.db"'),
+        ('postgresql://stronger/db?user=me&sslmode=require', 'user = "you"\nsslmode = "disable"'),
+    ],
+)
+def test_what_a_url_says_is_not_said_again_by_a_weaker_place(places, url, weaker):
+    places[0].write_text(f'[connections.x]\nurl = "{url}"\n')
+    places[1].write_text(f'[connections.x]\n{weaker}\n')
+    assert ConnectionManager().get('x').config() == {'url': url}
+
+
 def secret(reference: str) -> str:
     manager = ConnectionManager()
     manager.configure('c', 'postgresql', {'password': reference})
@@ -93,11 +122,28 @@ def test_secrets_are_read_where_they_are(tmp_path, monkeypatch):
         ('cmd:false', 'ended with 1'),
         ('cmd:no-such-program x', 'did not run'),
         ('cmd:true', 'is empty'),
+        ('cmd:', 'command for a secret is empty'),
+        ('cmd:echo "', 'did not run: No closing quotation'),
+        ("cmd:printf 'h\\377'", 'what printf printed is not text'),
+        ('file:\0', 'cannot be read'),
+        ('file:~nobody-of-this-name/x', 'cannot be read'),
     ],
 )
 def test_a_secret_that_is_not_there_is_one_sentence(reference, told):
     with pytest.raises(ConfigError, match=told):
         secret(reference)
+
+
+def test_a_secret_in_a_file_that_is_no_text_is_refused(tmp_path):
+    file = tmp_path / 'secret'
+    file.write_bytes(b'hush\xff\n')
+    file.chmod(0o600)
+    with pytest.raises(ConfigError, match='is not text') as raised:
+        secret(f'file:{file}')
+    assert 'hu' + 'sh' not in ''.join(traceback.format_exception(raised.value))
+    assert raised.value.__context__ is None
+    file.write_bytes(b'hush\nsomething else \xff')
+    assert secret(f'file:{file}') == 'hush'
 
 
 def test_a_secret_that_others_may_read_is_refused(tmp_path):
@@ -109,13 +155,19 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path):
     assert 'hush' not in str(raised.value)
 
 
-def test_a_folder_of_somebody_else_runs_no_commands(places, tmp_path):
+def test_a_folder_of_somebody_else_runs_no_commands(places, tmp_path, monkeypatch):
     project, user = places
     text = f'[connections.pg]\nloader = "postgresql"\npassword = "cmd:touch {tmp_path}/ran"\n'
     project.write_text(text)
     with pytest.raises(ConfigError, match='is a command'):
         ConnectionManager().get('pg').config()
     assert not (tmp_path / 'ran').exists()
+    found = ConnectionManager().get('pg')
+    monkeypatch.chdir('/')
+    with pytest.raises(ConfigError, match='is a command'):
+        found.config()
+    assert not (tmp_path / 'ran').exists()
+    monkeypatch.chdir(project.parent)
     project.unlink()
     user.write_text(text.replace('touch', 'echo'))
     assert ConnectionManager().get('pg').config()['password']
@@ -174,13 +226,22 @@ def test_secrets_in_tables_inside_are_read_and_not_shown(tmp_path, monkeypatch):
     config = {
         'root': 'file:///data/lake',
         'storage_options': {'aws_secret_access_key': 'env:HUSH', 'account_key': 'hush'},
-        'catalog_config': {'uri': 'postgresql://me:hush@host/db'},
+        'catalog_config': {'uri': 'postgresql://me:hush@host/db', 'header.Authorization': 'Bearer hush'},
     }
     manager.configure('lake', 'deltalake', config)
     found = manager.get('lake')
     assert found.config()['storage_options'] == {'aws_secret_access_key': 'hush', 'account_key': 'hush'}
     assert found.config()['root'] == 'file:///data/lake'
     assert 'hush' not in f'{found} {[setting.shown for setting in found.settings.values()]}'
+
+
+def test_no_loader_shows_the_secrets_of_its_configuration():
+    catalog = {'type': 'rest', 'credential': 'id:hush', 's3.secret-access-key': 'hush', 'header.Authorization': 'hush'}
+    with Client('grpc://localhost:1') as client:
+        client.configure_connection('lake', 'iceberg', {'catalog_config': catalog})
+        loader = client.make_loader('lake')
+    assert loader.config.catalog_config == catalog
+    assert 'hush' not in f'{loader!r} {loader.config!r}'
 
 
 def test_the_loader_is_that_of_the_url_wherever_it_stands(places, monkeypatch):

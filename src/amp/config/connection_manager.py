@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
-from amp.config.files import config_files, project_file
+from amp.config.files import config_files
 from amp.config.secrets import Setting, is_reference, resolved
 from amp.config.urls import is_url, loader_of_url
 from amp.errors import ConfigError
@@ -42,6 +43,8 @@ _SYSTEM: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 _WHOLE_NUMBERS = {'port'}
+# Keys that say which server or which place is meant.
+_SERVER = {'host', 'port', 'account', 'path', 'root'}
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,23 @@ class Connection:
     def config(self) -> dict[str, Any]:
         """What the loader takes, secrets resolved. Raises ConfigError."""
         where = f'of the connection {self.name!r}'
-        project = project_file()
         found: dict[str, Any] = {}
         for setting in self.settings.values():
             *tables, key = setting.path
             inside = found
             for table in tables:
                 inside = inside.setdefault(table, {})
-            inside[key] = resolved(setting, where, project)
+            inside[key] = resolved(setting, where)
         return found
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one place says of a name."""
+
+    origin: str
+    values: Mapping[str, Any] = field(repr=False)
+    is_foreign: bool = False
 
 
 class ConnectionManager:
@@ -83,14 +94,15 @@ class ConnectionManager:
         files = {name for file in config_files() for name in file.connections}
         known = {*self._configured, *files}
         spelled = {_variable(name) for name in known}
-        variables = {key for key in os.environ if key.startswith('AMP_CONN_') and key not in spelled}
+        # An empty variable says nothing, as if it were not there.
+        variables = {key for key, text in os.environ.items() if text and key.startswith('AMP_CONN_')} - spelled
         return sorted({*known, *(key.removeprefix('AMP_CONN_').lower() for key in variables)})
 
     def get(self, name: str) -> Connection:
         """The connection of a name. Raises ConfigError for one that is not known, or that does not say its loader."""
         found: dict[str, Setting] = {}
-        for origin, layer in self._layers(name):
-            _add(layer, origin, found)
+        for layer in self._layers(name):
+            _add(layer, found)
         if not found:
             known = ', '.join(self.names())
             raise ConfigError(
@@ -102,27 +114,26 @@ class ConnectionManager:
             loader = _loader_of(name, found['url'])
         if loader is None:
             raise ConfigError(
-                f'the connection {name!r} does not say its loader', hint='loader = "postgresql", or url = ...'
+                f'the connection {name!r} does not say its loader',
+                hint=f'loader = "postgresql", or url = ... where {next(iter(found.values())).origin} says it',
             )
         self._add_system(str(loader.value), found)
         return Connection(name, str(loader.value), found)
 
-    def _layers(self, name: str) -> list[tuple[str, dict[str, Any]]]:
-        layers: list[tuple[str, dict[str, Any]]] = []
+    def _layers(self, name: str) -> list[_Layer]:
+        layers: list[_Layer] = []
         if name in self._configured:
             loader, config = self._configured[name]
-            layers.append(('the program', {'loader': loader, **config}))
+            layers.append(_Layer('the program', {'loader': loader, **config}))
         variable = _variable(name)
         if os.environ.get(variable):
-            layers.append((variable, _from_text(variable, os.environ[variable])))
-        layers += [
-            (str(file.path), dict(file.connections[name])) for file in config_files() if name in file.connections
-        ]
-        return layers
+            layers.append(_Layer(variable, _from_text(variable, os.environ[variable])))
+        files = [file for file in config_files() if name in file.connections]
+        return [*layers, *(_Layer(str(f.path), f.connections[name], is_foreign=not f.is_own) for f in files)]
 
     @staticmethod
     def _add_system(loader: str, found: dict[str, Setting]) -> None:
-        taken = _said_by_url(found)
+        taken = _said(found)
         if 'user' in taken:
             # The password in a variable is that of another user.
             taken |= {'password'}
@@ -134,15 +145,15 @@ class ConnectionManager:
                 found[key] = Setting(key, number, variable, (key,))
 
 
-def _add(layer: Mapping[str, Any], origin: str, found: dict[str, Setting]) -> None:
+def _add(layer: _Layer, found: dict[str, Setting]) -> None:
     """What a weaker place says besides."""
     stronger = [setting.path for setting in found.values()]
-    taken = _said_by_url(found)
-    for path, value in _leaves(layer):
+    taken = _said(found)
+    for path, value in _leaves(layer.values):
         # Neither a value beside a table of its name nor the other way round: the stronger place has said it.
         is_said = any(path[: len(p)] == p or p[: len(path)] == path for p in stronger)
         if not is_said and path[0] not in taken:
-            setting = Setting('.'.join(path), value, origin, path)
+            setting = Setting('.'.join(path), value, layer.origin, path, layer.is_foreign)
             found[setting.key] = setting
 
 
@@ -164,12 +175,17 @@ def _loader_of(name: str, url: Setting) -> Setting:
     return Setting('loader', loader_of_url(str(url.value)), url.origin, ('loader',))
 
 
-def _said_by_url(found: Mapping[str, Setting]) -> set[str]:
-    """A URL says where a server is, and who comes when it has a user: only what it leaves out comes from elsewhere."""
+def _said(found: Mapping[str, Setting]) -> set[str]:
+    """Keys that a weaker place cannot add, because a server is said in one of two ways: by a URL or by keys.
+
+    A URL says where, in its query what else it likes, and who comes when it has a user. Keys that say where leave no room
+    for a URL, which would bring the user and the password of another server.
+    """
     if 'url' not in found:
-        return set()
-    before, at, _ = str(found['url'].value).rpartition('@')
-    said = {'host', 'port', 'database', 'url', 'account'}
+        return {'url'} if _SERVER & found.keys() else set()
+    url = str(found['url'].value)
+    before, at, _ = url.rpartition('@')
+    said = {'url', 'database', 'db', *_SERVER, *(key for key, _ in parse_qsl(url.partition('?')[2]))}
     if at:
         said |= {'user', 'username'}
     return said | {'password'} if at and ':' in before.partition('://')[2] else said

@@ -21,7 +21,7 @@ from typing import Any
 
 from amp.errors import ConfigError
 
-__all__ = ['ConfigFile', 'config_files', 'project_file', 'user_file']
+__all__ = ['ConfigFile', 'config_files', 'user_file']
 
 NAME = 'amp.toml'
 _SECTIONS = {'source', 'connections'}
@@ -30,14 +30,15 @@ _SOURCE = {'url', 'token', 'auth'}
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """One file, checked. `source` and each connection are flat mappings."""
+    """One file, checked. `source` and each connection are flat mappings. `is_own`: it is the user's, not a project's."""
 
     path: Path
     source: Mapping[str, Any]
     connections: Mapping[str, Mapping[str, Any]]
+    is_own: bool = False
 
 
-def project_file() -> Path | None:
+def _project_file() -> Path | None:
     """The amp.toml of this folder or of the nearest one above."""
     here = Path.cwd()
     return next((folder / NAME for folder in (here, *here.parents) if (folder / NAME).is_file()), None)
@@ -53,7 +54,7 @@ def user_file() -> Path:
 def config_files() -> list[ConfigFile]:
     """Those that are there, the project's first. Raises ConfigError with the file and what is wrong in it."""
     paths = dict.fromkeys(
-        path.resolve() for path in (project_file(), user_file()) if path is not None and path.is_file()
+        path.resolve() for path in (_project_file(), user_file()) if path is not None and path.is_file()
     )
     return [_read(path) for path in paths]
 
@@ -71,4 +72,4 @@ def _read(path: Path) -> ConfigFile:
         raise ConfigError(f'{path}: [source] holds url and token', hint='and, in your own file, auth')
     if not isinstance(connections, dict) or not all(isinstance(c, dict) for c in connections.values()):
         raise ConfigError(f'{path}: a connection is a section', hint='[connections.warehouse]')
-    return ConfigFile(path, source, connections)
+    return ConfigFile(path, source, connections, path == user_file().resolve())

@@ -24,19 +24,24 @@ __all__ = ['Setting', 'is_reference', 'looks_secret', 'resolve', 'resolved']
 
 _SECONDS = 30
 _SECRET_NAME = re.compile(
-    r'pass(word|wd|phrase|code)?$|secret|token|credential|connection_string|(private|api|account|access|sas)[_-]?key$',
+    r'pass(word|wd|phrase|code)?$|secret|token|credential|authorization|cookie|connection_string'
+    r'|(private|api|account|access|sas)[_-]?key$',
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One value and where it came from; `path` are the names that lead to it. Its repr shows no secret."""
+    """One value and where it came from; `path` are the names that lead to it. Its repr shows no secret.
+
+    `is_foreign`: it was read from a file that somebody else may have written, so a command in it is not run.
+    """
 
     key: str
     value: Any = field(repr=False)
     origin: str
     path: tuple[str, ...] = ()
+    is_foreign: bool = False
 
     @property
     def shown(self) -> str:
@@ -69,11 +74,11 @@ def resolve(value: str) -> str:
     return found
 
 
-def resolved(setting: Setting, where: str, project: Path | None) -> Any:
-    """The value itself. Raises ConfigError, which says `where` it is; also for a command in the `project`'s file."""
+def resolved(setting: Setting, where: str) -> Any:
+    """The value itself. Raises ConfigError, which says `where` it is; also for a command in a project's file."""
     if not is_reference(setting.value, setting.key):
         return setting.value
-    if str(setting.value).startswith('cmd:') and project is not None and setting.origin == str(project.resolve()):
+    if str(setting.value).startswith('cmd:') and setting.is_foreign:
         # A folder that somebody else wrote must not run commands just because it was entered.
         raise ConfigError(
             f'{setting.key} {where} is a command in {setting.origin}, which is not run',
@@ -89,21 +94,28 @@ def _from_environment(name: str) -> str:
 
 
 def _from_file(text: str) -> str:
-    path = Path(text).expanduser()
     try:
-        mode = path.stat().st_mode
-        if os.name == 'posix' and mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(f'others may read the secret in {path}', hint=f'chmod 600 {path}')
-        return path.read_text().partition('\n')[0].strip()
+        path = Path(text).expanduser()
+        is_open = os.name == 'posix' and bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
+        raw = b'' if is_open else path.read_bytes()
     except OSError as error:
-        raise ConfigError(f'the secret in {path} cannot be read: {error.strerror}') from error
+        raise ConfigError(f'the secret in {text} cannot be read: {error.strerror}') from error
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f'the secret in {text!r} cannot be read: {error}') from error
+    if is_open:
+        raise ConfigError(f'others may read the secret in {path}', hint=f'chmod 600 {path}')
+    return _first_line(raw, f'the secret in {path}')
 
 
 def _from_command(text: str) -> str:
-    words: list[str] = []
     try:
         words = shlex.split(text)
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - the user's own command, no shell
+    except ValueError as error:
+        raise ConfigError(f'the command for a secret did not run: {error}') from error
+    if not words:
+        raise ConfigError('the command for a secret is empty', hint='cmd:COMMAND ARGUMENT ...')
+    try:
+        done = subprocess.run(words, capture_output=True, timeout=_SECONDS, check=False)  # noqa: S603 - the user's own command, no shell
     except subprocess.TimeoutExpired:
         done = None
     except (OSError, ValueError) as error:
@@ -116,16 +128,32 @@ def _from_command(text: str) -> str:
         )
     if done.returncode != 0:
         raise ConfigError(f'the command for a secret ended with {done.returncode}: {words[0]}')
-    return done.stdout.partition('\n')[0].strip()
+    return _first_line(done.stdout, f'what {words[0]} printed')
+
+
+def _first_line(raw: bytes, what: str) -> str:
+    try:
+        return raw.partition(b'\n')[0].decode().strip()
+    except UnicodeDecodeError:
+        pass
+    # Not chained: the error of the decoder carries the bytes.
+    raise ConfigError(f'{what} is not text', hint='the secret is the first line, in UTF-8')
 
 
 def _from_keyring(text: str) -> str:
     try:
         import keyring  # type: ignore[import-not-found, unused-ignore]
+        from keyring.errors import KeyringError  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise MissingExtraError('keyring', 'keyring') from error
     service, _, user = text.rpartition('/')
-    found = keyring.get_password(service or 'amp', user)
+    try:
+        found = keyring.get_password(service or 'amp', user)
+    except KeyringError as error:
+        raise ConfigError(
+            f'the keyring does not answer: {type(error).__name__}',
+            hint='is it there and unlocked? keyring --list-backends; or use env:, file: or cmd:',
+        ) from error
     if found is None:
         raise ConfigError(f'the keyring has nothing for {text!r}', hint=f'keyring set {service or "amp"} {user}')
     return str(found)

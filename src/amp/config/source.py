@@ -7,7 +7,7 @@ token = "keyring:amp/me"            # or, in your own file only: auth = true
 
 from __future__ import annotations
 
-from amp.config.files import config_files, project_file, user_file
+from amp.config.files import config_files, user_file
 from amp.config.secrets import Setting, resolved
 from amp.errors import ConfigError
 
@@ -21,8 +21,10 @@ def source() -> dict[str, Setting]:
     """
     found: dict[str, Setting] = {}
     for file in config_files():
-        settings = {key: Setting(key, value, str(file.path)) for key, value in file.source.items()}
-        if 'auth' in settings and file.path != user_file().resolve():
+        settings = {
+            key: Setting(key, value, str(file.path), is_foreign=not file.is_own) for key, value in file.source.items()
+        }
+        if 'auth' in settings and not file.is_own:
             # It sends the user's own login to a server that whoever wrote the file has chosen.
             raise ConfigError(f'{file.path}: auth belongs into your own {user_file()}', hint='or type --auth')
         if 'url' in found and 'url' in settings and settings['url'].value != found['url'].value:
@@ -39,5 +41,5 @@ def token_for(url: str) -> tuple[str | None, bool]:
     found = source()
     if 'url' not in found or found['url'].value != url:
         return None, False
-    token = resolved(found['token'], 'of [source]', project_file()) if 'token' in found else None
+    token = resolved(found['token'], 'of [source]') if 'token' in found else None
     return (None if token is None else str(token)), 'auth' in found and bool(found['auth'].value)

@@ -44,7 +44,7 @@ class IcebergStorageConfig:
     """
 
     warehouse: str = ''
-    catalog_config: Mapping[str, Any] = field(default_factory=dict)
+    catalog_config: Mapping[str, Any] = field(default_factory=dict, repr=False)
     namespace: str = 'default'
     partition_spec: Sequence[str | Mapping[str, Any]] = ()
     default_table_properties: Mapping[str, str] = field(default_factory=dict)
