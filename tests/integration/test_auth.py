@@ -234,7 +234,37 @@ def test_a_killed_process_leaves_lock_and_file_usable(tokens: TokenServer) -> No
     assert json.loads(path.read_text())['accessToken'] == 'access-2'
 
 
+def test_a_logout_during_a_renewal_is_one(tokens: TokenServer) -> None:
+    path = log_in(tokens, -5)
+    removed = []
+    logout = threading.Thread(target=lambda: removed.append(LoginFile().remove()))
+
+    class Slow(AuthService):
+        def refresh(self, login: Login) -> Login:
+            logout.start()
+            logout.join(0.5)  # without the lock it is long over
+            return super().refresh(login)
+
+    assert LoginToken(service=Slow()).current() == 'access-2'
+    logout.join(120)
+    assert (removed, path.exists()) == ([True], False)
+    assert LoginFile().remove() is False
+
+
 # What goes wrong
+
+
+@pytest.mark.parametrize('url', ['https://[', 'https://', 'https://host:99999', 'nonsense'])
+def test_an_address_of_the_service_that_is_none(tokens: TokenServer, url: str) -> None:
+    told = one_sentence(run('auth', 'login', AMP_AUTH_URL=url))
+    assert 'the address of the login service is not a URL' in told
+
+
+def test_a_service_whose_numbers_mean_nothing(tokens: TokenServer) -> None:
+    log_in(tokens, -5)
+    tokens.expires_in = float('inf')
+    with pytest.raises(amp.ConnectError, match='cannot be read'):
+        LoginToken().current()
 
 
 @pytest.mark.parametrize(
@@ -247,6 +277,8 @@ def test_a_killed_process_leaves_lock_and_file_usable(tokens: TokenServer) -> No
         (b'{"accessToken": "access-9"}', 'has no refreshToken'),
         (b'{"accessToken": 7, "refreshToken": "refresh-9", "userId": "u"}', 'has no accessToken'),
         (b'{"accessToken": "access-9", "refreshToken": "r", "userId": "u", "expiry": "soon"}', 'expiry is not'),
+        (b'{"accessToken": "access-9", "refreshToken": "r", "userId": "u", "expiry": 1e999}', 'expiry is not'),
+        (b'{"accessToken": "access-9", "refreshToken": "r", "userId": "u", "expiry": 1e300}', 'expiry is not'),
         (b'\xff\xfeaccess-9', 'not text'),
         (b'[' * 70_000, 'too large'),
         (b'[' * 60_000, 'not a JSON object'),
@@ -357,7 +389,7 @@ def test_no_token_in_a_repr_or_a_log(tokens: TokenServer, caplog: pytest.LogCapt
 
 def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
     own = {key: os.environ[key] for key in ('HOME', 'AMP_AUTH_URL', 'AMP_CONFIG')}
-    return run_amp(*arguments, **own, **more)
+    return run_amp(*arguments, **{**own, **more})
 
 
 def test_log_in_ask_see_and_log_out(tokens: TokenServer) -> None:

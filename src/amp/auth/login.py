@@ -26,6 +26,7 @@ logger = logging.getLogger('amp.auth')
 
 LOG_IN = 'log in: amp auth login'
 _EARLY_MS = 5 * 60 * 1000
+_LATEST_MS = 253_402_300_799_000  # the end of the year 9999; what is later is no moment (nor are infinity and NaN)
 _MOST_BYTES = 64 * 1024
 _LOCK_SECONDS = 60.0
 _LOCK_PAUSE = 0.05
@@ -72,7 +73,8 @@ class Login:
         if wrong is not None:
             raise ValueError(f'it has no {wrong}')
         expiry, accounts = found.get('expiry'), found.get('accounts')
-        if expiry is not None and (isinstance(expiry, bool) or not isinstance(expiry, int | float)):
+        is_number = isinstance(expiry, int | float) and not isinstance(expiry, bool)
+        if expiry is not None and not (is_number and 0 <= expiry <= _LATEST_MS):
             raise ValueError('its expiry is not a number of milliseconds')
         if accounts is not None and not (isinstance(accounts, list) and all(map(_is_text, accounts))):
             raise ValueError('its accounts are not a list of texts')
@@ -168,13 +170,16 @@ class LoginFile:
             write(login)
 
     def remove(self) -> bool:
-        """Take it away; False when there was none."""
-        try:
-            self.path.unlink()
-        except FileNotFoundError:
+        """Take it away; False when there was none. A renewal that goes on is waited for: it would put a new one there."""
+        if not os.path.lexists(self.path):
             return False
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        with self.locked():
+            try:
+                self.path.unlink()
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise self._cannot_write(error) from error
         return True
 
     @contextlib.contextmanager

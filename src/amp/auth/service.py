@@ -22,6 +22,7 @@ PLATFORM = 'https://auth.amp.thegraph.com'
 _TIMEOUT = 15.0
 _MOST_BYTES = 1024**2
 _RETRY_AFTER = 60.0
+_LONGEST = 100 * 365 * 86_400  # seconds; an answer that says more means nothing
 _LOOPBACK = {'localhost', '127.0.0.1', '::1'}
 _REFUSED = {400, 401, 403}
 
@@ -47,7 +48,13 @@ class AuthService:
 
     def __init__(self, url: str | None = None, *, timeout: float = _TIMEOUT) -> None:
         self.url = (url or os.environ.get('AMP_AUTH_URL') or PLATFORM).rstrip('/')
-        parts = urlsplit(self.url)
+        try:
+            parts = urlsplit(self.url)
+            is_url = bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            raise ConfigError('the address of the login service is not a URL', hint='correct AMP_AUTH_URL')
         if parts.scheme != 'https' and not (parts.scheme == 'http' and parts.hostname in _LOOPBACK):
             raise ConfigError(
                 f'tokens are not sent to {redact(self.url)!r}, which is not https', hint='correct AMP_AUTH_URL'
@@ -82,7 +89,7 @@ class AuthService:
         found = self._ask('/api/v1/device/authorize', {'code_challenge': challenge, 'code_challenge_method': 'S256'})
         texts = [found.get(key) for key in ('user_code', 'verification_uri', 'device_code')]
         times = [found.get(key) for key in ('expires_in', 'interval')]
-        if not all(map(_is_text, texts)) or not all(isinstance(t, int | float) and t > 0 for t in times):
+        if not all(map(_is_text, texts)) or not all(isinstance(t, int | float) and 0 < t <= _LONGEST for t in times):
             raise self._unreadable()
         user_code, uri, device_code = map(str, texts)
         if not uri.startswith(('https://', 'http://')):
@@ -107,7 +114,7 @@ class AuthService:
 
     def _expiry(self, found: Mapping[str, Any]) -> int:
         seconds = found.get('expires_in')
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= _LONGEST:
             raise self._unreadable()
         return int((time.time() + seconds) * 1000)
 
