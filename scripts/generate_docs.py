@@ -23,7 +23,18 @@ from amp.loaders.base import DataLoader
 from amp.loaders.registry import get_loader_class
 from amp.loaders.type_tables import TABLES
 from amp.loaders.types import LoadMode
-from amp.streaming.error_kinds import ARROW_S3, BOTOCORE, CLASSES, CLICKHOUSE, HTTP, SQLSTATES, ErrorKind
+from amp.streaming.error_kinds import (
+    ARROW_S3,
+    BOTOCORE,
+    CLASSES,
+    CLICKHOUSE,
+    GRPC,
+    HTTP,
+    SNOWFLAKE,
+    SNOWFLAKE_CLASSES,
+    SQLSTATES,
+    ErrorKind,
+)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCS = REPOSITORY / 'docs'
@@ -207,11 +218,14 @@ def error_tables() -> str:
     """What docs/resilience.md shows between its two marks."""
     parts = []
     for title, table in (
-        ('SQLSTATE begins with (PostgreSQL, Snowflake)', SQLSTATES),
+        ('SQLSTATE begins with (PostgreSQL; of Snowflake only `08` and `40`)', SQLSTATES),
         ('HTTP status', HTTP),
+        ('gRPC status (Arrow Flight has classes for them, below)', GRPC),
         ('AWS error code', BOTOCORE),
         ("S3 error of Arrow's file systems", ARROW_S3),
         ('ClickHouse code', CLICKHOUSE),
+        ("number of Snowflake's errors", SNOWFLAKE),
+        ("class of Snowflake's errors without such a number", SNOWFLAKE_CLASSES),
         ('class of the error, or of one it derives from', CLASSES),
     ):
         by_kind: dict[ErrorKind, list[str]] = {}

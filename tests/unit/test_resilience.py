@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import socket
+from email.message import Message
+from enum import Enum
+from urllib.error import HTTPError, URLError
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import flight
 
 from amp.errors import ConfigError, ConnectError, DestinationError, QueryError
 from amp.streaming.resilience import (
@@ -85,6 +91,12 @@ def made(name: str, module: str = 'driver', base: type[Exception] = Exception, *
     return error
 
 
+class Grpc(Enum):
+    RESOURCE_EXHAUSTED = 8
+    DEADLINE_EXCEEDED = 4
+    INVALID_ARGUMENT = 3
+
+
 @pytest.mark.parametrize(
     ('error', 'kind'),
     [
@@ -109,6 +121,22 @@ def made(name: str, module: str = 'driver', base: type[Exception] = Exception, *
         (made('DatabaseError', 'clickhouse_connect.driver.exceptions', code=60), ErrorKind.PERMANENT),
         (made('BusyLoadingError', 'redis.exceptions'), ErrorKind.TRANSIENT),
         (made('AuthenticationError', 'redis.exceptions'), ErrorKind.PERMANENT),
+        (made('ConnectionError', sqlstate='n/a'), ErrorKind.TRANSIENT),
+        (made('OfItsOwn', sqlstate='n/a'), ErrorKind.PERMANENT),
+        (flight.FlightUnavailableError('x'), ErrorKind.TRANSIENT),
+        (flight.FlightCancelledError('x'), ErrorKind.TRANSIENT),
+        (flight.FlightTimedOutError('x'), ErrorKind.TIMEOUT),
+        (flight.FlightUnauthenticatedError('timeout 429'), ErrorKind.PERMANENT),
+        (flight.FlightUnauthorizedError('timeout 429'), ErrorKind.PERMANENT),
+        (made('RpcError', 'grpc', code=lambda: Grpc.RESOURCE_EXHAUSTED), ErrorKind.RATE_LIMIT),
+        (made('RpcError', 'grpc._channel', code=lambda: Grpc.DEADLINE_EXCEEDED), ErrorKind.TIMEOUT),
+        (made('RpcError', 'grpc.aio', code=lambda: Grpc.INVALID_ARGUMENT), ErrorKind.PERMANENT),
+        (HTTPError('http://x', 503, 'x', Message(), None), ErrorKind.RATE_LIMIT),
+        (HTTPError('http://x', 404, 'timeout', Message(), None), ErrorKind.PERMANENT),
+        (URLError(ConnectionRefusedError('x')), ErrorKind.TRANSIENT),
+        (URLError('unknown url type'), ErrorKind.PERMANENT),
+        (socket.gaierror(socket.EAI_AGAIN, 'x'), ErrorKind.TRANSIENT),
+        (DestinationError('x', status=504), ErrorKind.TIMEOUT),
         (made('OfItsOwn'), ErrorKind.PERMANENT),
         (ConnectionResetError('x'), ErrorKind.TRANSIENT),
         (TimeoutError('x'), ErrorKind.TIMEOUT),

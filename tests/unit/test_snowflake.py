@@ -15,13 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+from snowflake.connector import errors
 
 from amp.errors import AmpError, ConfigError, DestinationError, SchemaError
 from amp.loaders.column_types import ColumnTypes
 from amp.loaders.implementations.snowflake_loader import SnowflakeConnectionConfig, SnowflakeLoader
+from amp.loaders.snowflake.connect import explained
 from amp.loaders.snowflake.files import ParquetFiles, put_statement
 from amp.loaders.snowflake.state import Streams
 from amp.loaders.snowflake.types import joined, json_arrays, json_objects, landings, name_in, name_out, quoted, wire_of
+from amp.streaming.error_kinds import ErrorKind
 from tests.support.type_extremes import amp_columns, other_columns
 
 pytestmark = [pytest.mark.unit, pytest.mark.snowflake]
@@ -310,3 +313,42 @@ def test_secrets_are_in_no_text(pem, tmp_path):
 def test_the_file_for_administrators_makes_the_table_that_the_loader_makes():
     text = (Path(__file__).parents[2] / 'sql' / 'snowflake_stream_state.sql').read_text()
     assert ' '.join(Streams.create().split()) in ' '.join(text.split())
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ('kind', 'given', 'means'),
+    [
+        ('TooManyRequests', {}, ErrorKind.RATE_LIMIT),
+        ('ServiceUnavailableError', {}, ErrorKind.RATE_LIMIT),
+        # Some versions add the base of their numbers twice.
+        ('ServiceUnavailableError', {'errno': 290_503}, ErrorKind.RATE_LIMIT),
+        ('OtherHTTPRetryableError', {'errno': 290_408}, ErrorKind.TIMEOUT),
+        ('RequestTimeoutError', {}, ErrorKind.TIMEOUT),
+        ('GatewayTimeoutError', {'errno': 504}, ErrorKind.TIMEOUT),
+        ('BadGatewayError', {}, ErrorKind.TRANSIENT),
+        ('InternalServerError', {}, ErrorKind.TRANSIENT),
+        ('ForbiddenError', {'errno': 290_403}, ErrorKind.PERMANENT),
+        ('ForbiddenError', {'errno': 250_001, 'sqlstate': '08001'}, ErrorKind.PERMANENT),
+        ('InterfaceError', {'errno': 290_429}, ErrorKind.RATE_LIMIT),
+        ('InterfaceError', {'errno': 290_404, 'sqlstate': '08001'}, ErrorKind.PERMANENT),
+        ('OperationalError', {'errno': 250_003}, ErrorKind.TRANSIENT),
+        ('OperationalError', {'errno': 251_011}, ErrorKind.TIMEOUT),
+        ('OperationalError', {'errno': 250_001}, ErrorKind.TRANSIENT),
+        ('DatabaseError', {'errno': 250_001, 'sqlstate': '08001'}, ErrorKind.PERMANENT),
+        ('ProgrammingError', {'errno': 630, 'sqlstate': '57014'}, ErrorKind.TIMEOUT),
+        ('ProgrammingError', {'errno': 606, 'sqlstate': '57P03'}, ErrorKind.PERMANENT),
+        ('ProgrammingError', {'errno': 1003, 'sqlstate': '42000'}, ErrorKind.PERMANENT),
+        ('DatabaseError', {'sqlstate': '40001'}, ErrorKind.TRANSIENT),
+        ('DataError', {}, ErrorKind.PERMANENT),
+    ],
+)
+def test_an_error_of_the_driver_is_known_by_its_number_and_class(kind, given, means):
+    loader = SnowflakeLoader({**LOGIN, 'password': 'x'})
+    with pytest.raises(DestinationError) as raised, explained(loader.config):
+        raise getattr(errors, kind)(msg='429 time out', **given)
+    assert loader.attempts.failed(raised.value) is means
+    assert raised.value.retryable is means.is_transient
+    assert (loader.rate_limiter.get_current_delay() > 0) is (means in {ErrorKind.RATE_LIMIT, ErrorKind.TIMEOUT})

@@ -1,7 +1,8 @@
 """What an error means for trying again: by its type and its code, and by its text only when there is nothing else.
 
 Drivers are not imported: their errors are known by the attributes that carry a code (`sqlstate`, `status_code`,
-botocore's `response`, a ClickHouse `code`, redis's class names, ...). The tables below are the documentation's too.
+botocore's `response`, a ClickHouse `code`, Snowflake's `errno`, redis's class names, ...). The tables below are the
+documentation's too.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ __all__ = [
     'BOTOCORE',
     'CLASSES',
     'CLICKHOUSE',
+    'GRPC',
     'HTTP',
+    'SNOWFLAKE',
+    'SNOWFLAKE_CLASSES',
     'SQLSTATES',
     'TEXTS',
     'ErrorClassifier',
     'ErrorKind',
+    'http_status',
 ]
 
 
@@ -40,8 +45,9 @@ class ErrorKind(Enum):
 
 
 _T, _R, _O = ErrorKind.TRANSIENT, ErrorKind.RATE_LIMIT, ErrorKind.TIMEOUT
+_NEVER = ErrorKind.PERMANENT
 
-# By the beginning of the SQLSTATE (PostgreSQL's appendix A; Snowflake uses the same classes).
+# By the beginning of the SQLSTATE (PostgreSQL's appendix A).
 SQLSTATES = {
     '08': _T,  # connection exceptions
     '40': _T,  # serialization failure, deadlock
@@ -52,6 +58,8 @@ SQLSTATES = {
     '57P': _T,  # the server shuts down, or is starting
     '58': _T,  # system errors outside the server
 }
+# By the name of the gRPC status: what grpcio's errors answer as `code()`.
+GRPC = {'UNAVAILABLE': _T, 'ABORTED': _T, 'CANCELLED': _T, 'RESOURCE_EXHAUSTED': _R, 'DEADLINE_EXCEEDED': _O}
 HTTP = {408: _O, 425: _T, 429: _R, 500: _T, 502: _T, 503: _R, 504: _O}
 BOTOCORE = {
     'Throttling': _R,
@@ -86,8 +94,45 @@ CLICKHOUSE = {
     252: _R,  # TOO_MANY_PARTS
     999: _T,  # KEEPER_EXCEPTION
 }
-# By the name of the class or of one that it derives from: builtins, psycopg, redis-py, requests, urllib3, httpx, botocore.
+# Numbers of Snowflake and of its driver. An HTTP status is 290000 and the status, in some versions 580000 and the status.
+SNOWFLAKE = {
+    603: _T,  # an internal error of the server
+    604: _O,  # the statement was cancelled
+    606: _NEVER,  # no warehouse is chosen, whatever its SQLSTATE says
+    610: _T,
+    625: _T,  # a lock that did not come in time
+    630: _O,  # the statement's or the warehouse's time is over
+    250_002: _T,  # the connection is closed
+    250_003: _T,  # a request failed
+    250_005: _T,  # the server failed
+    251_011: _O,  # the connection timed out
+    251_012: _T,  # the login may be tried again
+    300_002: _T,
+    300_010: _T,
+    390_111: _T,  # the session is over: the next one is a new one
+    390_112: _T,  # the token is over, as above
+    390_114: _T,  # the master token is over, as above
+}
+# Of errors that come with none of these numbers.
+SNOWFLAKE_CLASSES = {
+    'TooManyRequests': _R,
+    'ServiceUnavailableError': _R,
+    'RequestTimeoutError': _O,
+    'GatewayTimeoutError': _O,
+    'InternalServerError': _T,
+    'BadGatewayError': _T,
+    'OtherHTTPRetryableError': _T,
+    'ForbiddenError': _NEVER,
+    'NonRetryableTlsError': _NEVER,
+    'OperationalError': _T,
+}
+# By the name of the class or of one that it derives from: builtins, Arrow Flight (whose errors stand for the status of
+# gRPC), psycopg, redis-py, requests, urllib3, httpx, botocore.
 CLASSES = {
+    'FlightUnavailableError': _T,
+    'FlightCancelledError': _T,
+    'FlightTimedOutError': _O,
+    'gaierror': _T,
     'TimeoutError': _O,
     'TimeoutException': _O,
     'Timeout': _O,
@@ -108,6 +153,11 @@ CLASSES = {
     'InterruptedError': _T,
 }
 _OUR_OWN = {'amp.errors'}
+# Drivers also have words for "none", such as `n/a`.
+_SQLSTATE = re.compile(r'[0-9A-Z]{5}')
+_SNOWFLAKE_STATES = ('08', '40')
+# Refused logins have the SQLSTATE of a connection that broke.
+_SNOWFLAKE_REFUSED = 250_001
 
 # The last resort, for errors that are nothing but text. Whole words: block 14290123 is not a 429.
 TEXTS = (
@@ -149,27 +199,35 @@ class ErrorClassifier:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what it says it was raised from."""
+    """The error and what it says it was raised from; urllib keeps that as the reason."""
     seen: set[int] = set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
         seen.add(id(at))
         yield at
-        at = at.__cause__
+        reason = getattr(at, 'reason', None)
+        at = at.__cause__ or (reason if isinstance(reason, BaseException) else None)
 
 
 def _by_code(error: BaseException) -> ErrorKind | None:
+    package = type(error).__module__.partition('.')[0]
+    if package == 'snowflake':
+        return _of_snowflake(error)
     state = getattr(error, 'sqlstate', None) or getattr(error, 'pgcode', None)
-    if isinstance(state, str) and state:
+    if isinstance(state, str) and _SQLSTATE.fullmatch(state):
         return next((kind for prefix, kind in SQLSTATES.items() if state.startswith(prefix)), ErrorKind.PERMANENT)
     response = getattr(error, 'response', None)
     if isinstance(response, dict):
         code = response.get('Error', {}).get('Code')
         status = response.get('ResponseMetadata', {}).get('HTTPStatusCode')
         return BOTOCORE.get(code) or HTTP.get(status, ErrorKind.PERMANENT)
-    if type(error).__module__.partition('.')[0] == 'clickhouse_connect':
+    if package == 'clickhouse_connect':
         return _of_clickhouse(error)
-    for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None)):
+    if package == 'grpc':
+        return _of_grpc(error)
+    told = error.context.get('status') if isinstance(error, AmpError) else None
+    of_urllib = getattr(error, 'code', None) if package == 'urllib' else None
+    for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None), of_urllib, told):
         if isinstance(status, int):
             return HTTP.get(status, ErrorKind.PERMANENT)
     if type(error) is OSError and (of_s3 := _ARROW_S3.search(str(error))) is not None:
@@ -184,6 +242,35 @@ def _of_clickhouse(error: BaseException) -> ErrorKind | None:
     # What answered was something before the server; the driver keeps no more of it than this.
     said = _HTTP_STATUS.search(str(error))
     return HTTP.get(int(said[1]), ErrorKind.PERMANENT) if said is not None else None
+
+
+def _of_snowflake(error: BaseException) -> ErrorKind:
+    code = getattr(error, 'errno', None)
+    if isinstance(code, int):
+        kind = SNOWFLAKE.get(code)
+        if kind is not None:
+            return kind
+        status = http_status(code)
+        if status is not None:
+            return HTTP.get(status, ErrorKind.PERMANENT)
+    kind = _first(SNOWFLAKE_CLASSES.get(c.__name__) for c in type(error).__mro__)
+    if kind is not None:
+        return kind
+    state = str(getattr(error, 'sqlstate', None) or '')
+    broke = state.startswith(_SNOWFLAKE_STATES) and code != _SNOWFLAKE_REFUSED
+    return ErrorKind.TRANSIENT if broke else ErrorKind.PERMANENT
+
+
+def http_status(code: int) -> int | None:
+    """The HTTP status that a number of Snowflake's driver stands for; None when it stands for something else."""
+    base, status = divmod(code, 1_000)
+    return status if base in {290, 580} and status else None
+
+
+def _of_grpc(error: BaseException) -> ErrorKind | None:
+    code = getattr(error, 'code', None)
+    name = getattr(code() if callable(code) else code, 'name', None)
+    return None if name is None else GRPC.get(name, ErrorKind.PERMANENT)
 
 
 def _first(kinds: Iterable[ErrorKind | None]) -> ErrorKind | None:

@@ -13,30 +13,11 @@ from snowflake.connector import errors
 
 from amp.errors import DestinationError, redact
 from amp.loaders.snowflake.config import SnowflakeConnectionConfig
+from amp.streaming.error_kinds import ErrorClassifier, http_status
 
 __all__ = ['Session', 'Sessions', 'explained', 'is_transient']
 
-# A statement that waited for a lock in vain, was cancelled, timed out or met a service that is busy; a session or a
-# token that is over and is had anew by logging in again.
-_TRANSIENT_CODES = frozenset(
-    {603, 604, 610, 625, 630, 300_002, 300_010, 390_111, 390_112, 390_114, 250_002, 250_003, 250_005}
-)
 _LONGEST_SILENCE = 60
-_TRANSIENT_STATES = ('08', '40')
-# What the driver makes of HTTP answers that it gave up on; not every version has all of them.
-_TRANSIENT_ANSWERS = tuple(
-    getattr(errors, name)
-    for name in (
-        'RequestTimeoutError',
-        'TooManyRequests',
-        'InternalServerError',
-        'BadGatewayError',
-        'ServiceUnavailableError',
-        'GatewayTimeoutError',
-        'OtherHTTPRetryableError',
-    )
-    if hasattr(errors, name)
-)
 _HINTS = {
     625: 'another transaction holds the table; it is tried again',
     606: 'name a warehouse that the role may use: `warehouse` in the configuration',
@@ -229,12 +210,7 @@ class Sessions:
 
 def is_transient(error: BaseException) -> bool:
     """True when the error may be gone the next time: by the driver's class, its code or its SQLSTATE, never by text."""
-    if not isinstance(error, errors.Error):
-        return False
-    code = getattr(error, 'errno', None)
-    if isinstance(error, (errors.OperationalError, *_TRANSIENT_ANSWERS)) or code in _TRANSIENT_CODES:
-        return True
-    return str(getattr(error, 'sqlstate', None) or '').startswith(_TRANSIENT_STATES)
+    return isinstance(error, errors.Error) and ErrorClassifier.is_transient(error)
 
 
 @contextmanager
@@ -257,14 +233,17 @@ def explained(config: SnowflakeConnectionConfig, table: str | None = None) -> It
 
 def _not_connected(config: SnowflakeConnectionConfig, error: Any) -> DestinationError:
     code = getattr(error, 'errno', None)
-    # The driver says OperationalError when nothing answered, DatabaseError when Snowflake said no.
+    # The driver says OperationalError when nothing answered, DatabaseError when Snowflake said no; and what answers 503
+    # is the service, or what stands before it.
     unreachable = isinstance(error, errors.OperationalError)
-    verb = 'cannot be reached' if unreachable else 'refuses'
+    transient = is_transient(error)
+    hint = _HINTS.get(code or 0, 'it is busy or away: try again later' if transient else 'check user and login')
     return _failed(
-        f'Snowflake at {config.account} {verb}: {_told(config, error)}',
-        hint='check account, host and network' if unreachable else _HINTS.get(code or 0, 'check user and login'),
-        retryable=unreachable,
+        f'Snowflake at {config.account} {"cannot be reached" if unreachable else "refuses"}: {_told(config, error)}',
+        hint='check account, host and network' if unreachable else hint,
+        retryable=transient,
         code=code,
+        status=http_status(code or 0),
     )
 
 
