@@ -8,7 +8,7 @@ documentation's too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 
 from amp.errors import AmpError
@@ -211,8 +211,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _by_code(error: BaseException) -> ErrorKind | None:
     package = type(error).__module__.partition('.')[0]
-    if package == 'snowflake':
-        return _of_snowflake(error)
+    if package in _DRIVERS:
+        return _DRIVERS[package](error)
     state = getattr(error, 'sqlstate', None) or getattr(error, 'pgcode', None)
     if isinstance(state, str) and _SQLSTATE.fullmatch(state):
         return next((kind for prefix, kind in SQLSTATES.items() if state.startswith(prefix)), ErrorKind.PERMANENT)
@@ -221,10 +221,6 @@ def _by_code(error: BaseException) -> ErrorKind | None:
         code = response.get('Error', {}).get('Code')
         status = response.get('ResponseMetadata', {}).get('HTTPStatusCode')
         return BOTOCORE.get(code) or HTTP.get(status, ErrorKind.PERMANENT)
-    if package == 'clickhouse_connect':
-        return _of_clickhouse(error)
-    if package == 'grpc':
-        return _of_grpc(error)
     told = error.context.get('status') if isinstance(error, AmpError) else None
     of_urllib = getattr(error, 'code', None) if package == 'urllib' else None
     for status in (getattr(error, 'status_code', None), getattr(response, 'status_code', None), of_urllib, told):
@@ -271,6 +267,13 @@ def _of_grpc(error: BaseException) -> ErrorKind | None:
     code = getattr(error, 'code', None)
     name = getattr(code() if callable(code) else code, 'name', None)
     return None if name is None else GRPC.get(name, ErrorKind.PERMANENT)
+
+
+_DRIVERS: dict[str, Callable[[BaseException], ErrorKind | None]] = {
+    'clickhouse_connect': _of_clickhouse,
+    'grpc': _of_grpc,
+    'snowflake': _of_snowflake,
+}
 
 
 def _first(kinds: Iterable[ErrorKind | None]) -> ErrorKind | None:
