@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 from email.message import Message
 from enum import Enum
@@ -349,9 +350,50 @@ def test_what_is_said_besides_a_preset_is_put_on_top_of_it():
         ({'retry': {'max_retries': -1}}, 'max_retries cannot be -1'),
         ({'retry': {'jitter': 1}}, 'jitter cannot be 1'),
         ({'back_pressure': {'max_delay_ms': None}}, 'max_delay_ms cannot be None'),
+        ({'back_pressure': {'recovery_factor': 1.5}}, r'recovery_factor cannot be 1\.5 \(it is a number from 0 to 1\)'),
+        ({'back_pressure': {'max_bytes_in_flight': 0}}, 'max_bytes_in_flight cannot be 0 .*whole number of 1 or more'),
+        (
+            {'back_pressure': {'initial_delay_ms': 10_000}},
+            'initial_delay_ms cannot be 10000 .*at most max_delay_ms, 5000',
+        ),
+        ({'back_pressure': {'max_delay_ms': math.inf}}, 'max_delay_ms cannot be inf .*from 0 to 86400000'),
+        ({'retry': {'initial_backoff_ms': math.inf}}, 'initial_backoff_ms cannot be inf .*from 0 to 86400000'),
+        ({'retry': {'max_backoff_ms': math.nan}}, 'max_backoff_ms cannot be nan'),
+        ({'retry': {'backoff_multiplier': 0.5}}, 'backoff_multiplier cannot be 0.5 .*from 1 to 1000'),
+        ({'retry': {'budget_seconds': math.nan}}, 'budget_seconds cannot be nan .*or none'),
+        ({'circuit_breaker': {'recovery_ms': math.inf}}, 'recovery_ms cannot be inf'),
+        ({'circuit_breaker': {'failure_threshold': 0}}, 'failure_threshold cannot be 0 .*of 1 or more'),
+        ({'circuit_breaker': {'failure_threshold': 2.5}}, 'failure_threshold cannot be 2.5 .*whole number'),
         (7, 'a mapping or the name of a preset'),
     ],
 )
 def test_what_cannot_be_meant_is_refused(config, told):
     with pytest.raises(ConfigError, match=told):
         ResilienceConfig.from_config(config)
+
+
+def test_nor_is_it_taken_from_a_program():
+    with pytest.raises(ConfigError, match='max_backoff_ms'):
+        RetryConfig(max_backoff_ms=math.inf)
+    with pytest.raises(ConfigError, match='recovery_factor'):
+        BackPressureConfig(recovery_factor=1.5)
+    with pytest.raises(ConfigError, match='failure_threshold'):
+        CircuitBreakerConfig(failure_threshold=-1)
+
+
+@given(
+    st.floats(0, 86_400_000),
+    st.floats(0, 86_400_000),
+    st.floats(0, 1),
+    st.lists(st.sampled_from(['success', 'rate_limit', 'timeout']), max_size=30),
+)
+def test_a_pause_never_grows_by_success_nor_shrinks_by_a_failure(one, other, factor, answers):
+    initial, most = sorted((one, other))
+    config = BackPressureConfig(initial_delay_ms=initial, max_delay_ms=most, recovery_factor=factor)
+    found = AdaptiveRateLimiter(config)
+    for answer in answers:
+        before = found.get_current_delay()
+        getattr(found, f'record_{answer}')()
+        now = found.get_current_delay()
+        assert now <= before if answer == 'success' else now >= before
+        assert now <= most

@@ -6,12 +6,14 @@ business: one whose outcome is unknown never is.
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from amp.errors import AmpError, ConfigError, DestinationError
 from amp.streaming.error_kinds import ErrorClassifier, ErrorKind
@@ -34,6 +36,41 @@ __all__ = [
 
 T = TypeVar('T')
 
+_A_DAY = 86_400_000.0
+# What each number may be, both included. A pause that is no number, or longer than a day, is a mistake.
+_BOUNDS = {
+    'max_retries': (0, math.inf),
+    'initial_backoff_ms': (0, _A_DAY),
+    'max_backoff_ms': (0, _A_DAY),
+    'backoff_multiplier': (1, 1_000),
+    'budget_seconds': (0, sys.float_info.max),
+    'initial_delay_ms': (0, _A_DAY),
+    'max_delay_ms': (0, _A_DAY),
+    'recovery_factor': (0, 1),
+    'max_bytes_in_flight': (1, math.inf),
+    'failure_threshold': (1, math.inf),
+    'recovery_ms': (0, _A_DAY),
+}
+
+
+def _check(config: Any) -> None:
+    """Raises ConfigError, with the key and what it may be, for a value that cannot be meant."""
+    for field in fields(config):
+        value, wanted = getattr(config, field.name), str(field.type)
+        if value is None and 'None' in wanted:
+            continue
+        if wanted.startswith('bool'):
+            good, meant = isinstance(value, bool), 'true or false'
+        else:
+            least, most = _BOUNDS[field.name]
+            of_kind = isinstance(value, int if wanted.startswith('int') else int | float)
+            good = of_kind and not isinstance(value, bool) and least <= value <= most
+            number = 'a whole number' if wanted.startswith('int') else 'a number'
+            meant = f'{number} of {least} or more' if most > _A_DAY else f'{number} from {least} to {most:.0f}'
+        if not good:
+            none = ', or none' if 'None' in wanted else ''
+            raise ConfigError(f'resilience: {field.name} cannot be {value!r}', hint=f'it is {meant}{none}')
+
 
 @dataclass(frozen=True)
 class RetryConfig:
@@ -50,6 +87,9 @@ class RetryConfig:
     backoff_multiplier: float = 2.0
     jitter: bool = True
     budget_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -68,6 +108,14 @@ class BackPressureConfig:
     recovery_factor: float = 0.9
     max_bytes_in_flight: int | None = None
 
+    def __post_init__(self) -> None:
+        _check(self)
+        if self.initial_delay_ms > self.max_delay_ms:
+            raise ConfigError(
+                f'resilience: initial_delay_ms cannot be {self.initial_delay_ms!r}',
+                hint=f'it is at most max_delay_ms, {self.max_delay_ms!r}',
+            )
+
 
 @dataclass(frozen=True)
 class CircuitBreakerConfig:
@@ -76,6 +124,9 @@ class CircuitBreakerConfig:
     enabled: bool = True
     failure_threshold: int = 5
     recovery_ms: float = 30_000
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -138,21 +189,7 @@ def _built(base: T, given: object, **defaults: Any) -> T:
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ConfigError(f'unknown resilience key {unknown[0]!r}', hint=f'keys: {", ".join(sorted(known))}')
-    for key, value in given.items():
-        _check(key, value, str(known[key].type))
     return replace(base, **{**defaults, **given})  # type: ignore[type-var]  # as above
-
-
-def _check(key: str, value: object, wanted: str) -> None:
-    if value is None and 'None' in wanted:
-        return
-    if wanted.startswith('bool'):
-        good = isinstance(value, bool)
-    else:
-        good = isinstance(value, int if wanted.startswith('int') else int | float) and not isinstance(value, bool)
-        good = good and cast('float', value) >= 0
-    if not good:
-        raise ConfigError(f'resilience: {key} cannot be {value!r}', hint=f'it is {wanted.replace(" | ", " or ")}')
 
 
 class ExponentialBackoff:
