@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
 
 import pyarrow as pa
 import pyarrow.flight as fl
+import pyarrow.parquet as pq
 import pytest
 
 from amp.devserver import LocalAmp
@@ -123,6 +125,54 @@ def test_sql_does_what_datafusion_does(local_amp):
         'SELECT count(*) AS n FROM eth_rpc.blocks WHERE hash NOT IN (SELECT block_hash FROM eth_rpc.logs)'
     )
     assert quiet['n'].to_pylist() == [wanted.count(0)]
+
+
+LIMITED = [
+    ('SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2', 2),
+    ('SELECT hash, block_num FROM eth_rpc.blocks LIMIT 0', 0),
+    ('SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2 OFFSET 29', 1),
+    ('SELECT hash AS a, hash AS b, block_num FROM eth_rpc.blocks LIMIT 2', 2),
+    ('SELECT DISTINCT parent_hash, block_num FROM eth_rpc.blocks LIMIT 2', 2),
+    ('SELECT * FROM (SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2) ORDER BY block_num', 2),
+    ('WITH few AS (SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2) SELECT * FROM few', 2),
+    (
+        '(SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2) UNION ALL (SELECT hash, nonce FROM eth_rpc.blocks LIMIT 1)',
+        3,
+    ),
+    (
+        'SELECT hash FROM eth_rpc.blocks WHERE hash IN (SELECT few.hash FROM '
+        '(SELECT hash, block_num FROM eth_rpc.blocks LIMIT 2) few)',
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize('stored', [False, True], ids=['memory', 'files'])
+@pytest.mark.parametrize(('sql', 'count'), LIMITED)
+def test_a_limit_holds_whatever_the_order_of_the_columns(local_amp, tmp_path, sql, count, stored):
+    amp, client = local_amp(blocks=30)
+    blocks = amp.canonical('blocks')
+    with contextlib.ExitStack() as stack:
+        if stored:
+            for table in amp.datasets['eth_rpc']:
+                (tmp_path / 'eth_rpc').mkdir(exist_ok=True)
+                pq.write_table(amp.canonical(table), tmp_path / 'eth_rpc' / f'{table}.parquet')
+            amp = stack.enter_context(LocalAmp.from_parquet(tmp_path, network='simnet'))
+            client = stack.enter_context(BareClient(amp.url))
+        found = client.query(sql)
+    assert found.num_rows == count
+    if sql.startswith('SELECT hash, block_num') and count == 2:
+        assert found['block_num'].to_pylist() == blocks['block_num'].to_pylist()[:2]
+
+
+def test_a_limit_holds_over_rows_that_are_worth_dividing(local_amp):
+    _, client = local_amp(blocks=60, logs_per_block=1500)
+    logs = 'SELECT data, log_index, block_num FROM eth_rpc.logs LIMIT 3'
+    assert client.query(logs).select(['block_num', 'log_index']).to_pydict() == {
+        'block_num': [0, 0, 0],
+        'log_index': [0, 1, 2],
+    }
+    assert client.query(f'SELECT * FROM ({logs}) ORDER BY data').num_rows == 3
 
 
 def test_a_ticket_may_be_used_again(local_amp):

@@ -34,6 +34,7 @@ __all__ = ['Engine', 'Query', 'Streamable', 'TableName']
 RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
+_LIMIT = re.compile(r'\blimit\b', re.IGNORECASE)
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _AHEAD_BYTES = 8 << 20
@@ -200,7 +201,8 @@ class Engine:
         partitions: int = 1,
     ) -> DataFrame:
         """Plan over these tables; those that DataFusion asks for, in sub-queries too, are put into `asked`."""
-        context = self._context(names, rows_of, set() if asked is None else asked, partitions)
+        limited = _LIMIT.search(statement.text) is not None
+        context = self._context(names, rows_of, set() if asked is None else asked, partitions, limited)
         options = SQLOptions().with_allow_ddl(False).with_allow_dml(False).with_allow_statements(False)
         bound = self._functions.bind(statement.text)
         try:
@@ -216,12 +218,13 @@ class Engine:
             raise internal(caused_by(_PLAN_ERROR, str(error).removeprefix('DataFusion error: '))) from error
 
     def _context(
-        self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName], partitions: int
+        self, names: Iterable[TableName], rows_of: RowsOf, asked: set[TableName], partitions: int, limited: bool
     ) -> SessionContext:
         context, store = new_context(partitions)
+        divided = partitions if limited else None
         # Made before planning: DataFusion's runtime cannot make a table while it is asking for one.
         tables = {
-            name: make_table(context, store, STORE, '.'.join(name), self.schema_of(name), rows_of(name))
+            name: make_table(context, store, STORE, '.'.join(name), self.schema_of(name), rows_of(name), divided)
             for name in names
         }
         context.register_catalog_provider(CATALOG, Datasets(tables, asked, self.key_of))

@@ -13,6 +13,9 @@ from amp.devserver.chain import Scan, Stored
 
 __all__ = ['for_files', 'make_table']
 
+_WORTH_DIVIDING = 10 << 20
+"""As DataFusion has it: bytes from which it divides the rows of a table itself, unless there are partitions already."""
+
 
 def for_files(config: SessionConfig) -> SessionConfig:
     """The settings under which files give rows of the very types that they were written with, filtered while read."""
@@ -32,18 +35,36 @@ def make_table(
     name: str,
     schema: pa.Schema,
     rows: Sequence[pa.RecordBatch] | Scan,
+    partitions: int | None = None,
 ) -> Table:
-    """A table of these rows, registered as `name` in the schema `store`, whose own name is `prefix`."""
+    """A table of these rows, registered as `name` in the schema `store`, whose own name is `prefix`.
+
+    With `partitions` it may be under a LIMIT, in a plan of so many.
+    """
     if isinstance(rows, Scan) and rows.stored:
         frames = [_stored(context, prefix, f'{name}:{at}', schema, part) for at, part in enumerate(rows.stored)]
         if rows.batches:
-            context.register_record_batches(f'{prefix}."{name}:near"', [list(rows.batches)])
+            near = _divided(list(rows.batches), partitions)
+            context.register_record_batches(f'{prefix}."{name}:near"', near)
             frames.append(context.table(f'{prefix}."{name}:near"'))
         return _union(frames).into_view()
     batches = list(rows.batches if isinstance(rows, Scan) else rows)
     empty = [pa.RecordBatch.from_pylist([], schema=schema)]
-    context.register_record_batches(f'{prefix}."{name}"', [batches or empty])
+    context.register_record_batches(f'{prefix}."{name}"', _divided(batches or empty, partitions))
     return store.table(name)
+
+
+def _divided(batches: list[pa.RecordBatch], partitions: int | None) -> list[list[pa.RecordBatch]]:
+    """The batches as partitions of a table, in their order.
+
+    DataFusion 52 forgets a LIMIT over the only partition of a table whose columns are wanted in another order.
+    """
+    if partitions is None:
+        return [batches]
+    if partitions == 1 or sum(batch.nbytes for batch in batches) < _WORTH_DIVIDING:
+        return [batches, []]
+    size = -(-len(batches) // partitions)
+    return [batches[at : at + size] for at in range(0, len(batches), size)] + [[]]
 
 
 def _union(frames: list[DataFrame]) -> DataFrame:
