@@ -22,6 +22,7 @@ from amp.loaders.base import DataLoader
 from amp.loaders.points import reached
 from amp.loaders.snowflake.config import SnowflakeConnectionConfig, config_of_url
 from amp.loaders.snowflake.connect import Session, Sessions, explained, is_transient
+from amp.loaders.snowflake.fits import check_fit
 from amp.loaders.snowflake.scan import present_columns, read_rows, users_columns, visible
 from amp.loaders.snowflake.state import TABLE, TRANSACTION, SnowflakeDocuments, SnowflakeStreamStateStore, Streams
 from amp.loaders.snowflake.types import landings, name_in, name_out, quoted, read_schema
@@ -213,6 +214,7 @@ class SnowflakeLoader(DataLoader[SnowflakeConnectionConfig]):
     def _missing_columns(self, schema: pa.Schema, table_name: str) -> Sequence[pa.Field[Any]]:
         with self.explained(table_name):
             present = self.columns(table_name)
+        check_fit({name_in(landing.name): landing.column for landing in landings(schema)}, present)
         return [field for field in schema if name_in(field.name) not in present]
 
     def _add_columns(self, fields: Sequence[pa.Field[Any]], table_name: str) -> None:

@@ -533,6 +533,26 @@ def test_upsert_in_a_stream_gives_back_what_it_replaced(db, table):
     assert now() == {7: 'plain'}
 
 
+@pytest.mark.parametrize(
+    ('first', 'then'),
+    [
+        (pa.array([1]), pa.array([1.5])),
+        (pa.array([1]), pa.array(['007'])),
+        (pa.array([Decimal('1.5')], pa.decimal128(10, 1)), pa.array([Decimal('1.25')], pa.decimal128(10, 2))),
+        (pa.array(['x']), pa.array([b'\xab'])),
+        (pa.array([0], pa.date32()), pa.array([1], pa.timestamp('us'))),
+    ],
+    ids=['real', 'text', 'scale', 'bytes', 'moment'],
+)
+def test_a_column_that_would_change_values_refuses_them(config, table, first, then):
+    for column, told in ((first, None), (then, 'does not keep'), (first, None)):
+        with SnowflakeLoader(config) as db:
+            result = db.load_table(pa.table({'v': column}), table)
+            assert result.success if told is None else told in (result.error or 'no error')
+    with SnowflakeLoader(config) as db:
+        assert db.get_table_info(table)['row_count'] == 2
+
+
 def test_overwrite_is_one_transaction(db, table):
     good = pa.record_batch({'x': pa.array([1], pa.int64())})
     assert db.load_batch(good, table).success
