@@ -320,6 +320,27 @@ def test_each_revision_of_a_dataset_has_its_own_tables(amp, admin):
     assert amp.datasets.keys() == {'eth_rpc', 'erc20', 'above'}
 
 
+def test_a_dataset_of_another_namespace_leaves_the_servers_own_alone(amp, admin):
+    own = 'SELECT count(*) AS n FROM {}.blocks'
+    register(admin, namespace='my', name='eth_rpc', version='0.0.2')
+    assert admin.post('/datasets/my/eth_rpc/versions/0.0.2/deploy', json={}).status_code == 202
+    with BareClient(amp.url) as client:
+        for reference in ('eth_rpc', '"_/eth_rpc"', '"_/eth_rpc@0.0.1"', '"eth_rpc@latest"', '"other/eth_rpc"'):
+            assert client.query(own.format(reference))['n'].to_pylist() == [50], reference
+        for reference in ('"my/eth_rpc"', '"my/eth_rpc@0.0.2"'):
+            assert client.query(f'SELECT * FROM {reference}.transfers').num_rows == 200
+            with pytest.raises(Exception, match='not found in dataset'):
+                client.query(own.format(reference))
+        assert amp.canonical('blocks').num_rows == 50
+        assert admin.delete('/datasets/my/eth_rpc').status_code == 204
+        assert client.query(own.format('eth_rpc'))['n'].to_pylist() == [50]
+        # Another version of its own is another matter, and the first one is still there by its number.
+        register(admin, namespace='_', name='eth_rpc', version='0.0.2')
+        assert admin.post('/datasets/_/eth_rpc/versions/0.0.2/deploy', json={}).status_code == 202
+        assert client.query('SELECT * FROM eth_rpc.transfers').num_rows == 200
+        assert client.query(own.format('"_/eth_rpc@0.0.1"'))['n'].to_pylist() == [50]
+
+
 def test_who_needs_a_token_for_flight_needs_it_for_the_rest():
     with LocalAmp.simulate(blocks=2, token='s3cret', jsonl_port=0, admin_port=0) as amp:
         for wrong in ({}, {'authorization': 'Bearer s3cre'}, {'authorization': 's3cret'}):

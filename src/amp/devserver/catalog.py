@@ -128,7 +128,7 @@ class Catalog:
             self._tag(namespace, name, version, digest)
             served = self._engine.datasets.get(name)
             if served is None or (isinstance(served, DerivedChain) and not served.deployed):
-                self._serve(name, chain)
+                self._serve_bare(namespace, name, chain)
         return digest
 
     def resolve(self, namespace: str, name: str, revision: str) -> str:
@@ -181,7 +181,7 @@ class Catalog:
             derived.deployed = True
             end = _end_of(derived, end_block)
             derived.limit = end
-            self._serve(name, derived)
+            self._serve_bare(namespace, name, derived)
 
             def stop() -> None:
                 last = derived.snapshot().last
@@ -202,7 +202,7 @@ class Catalog:
                     self.jobs.stop(job)
             others = {digest for other in self.datasets.values() if other.name == name for digest in other.hashes}
             gone = {_key(name, digest) for digest in dataset.hashes - others}
-            if isinstance(self._engine.datasets.get(name), DerivedChain):
+            if self._engine.datasets.get(name) in [self._chains.get(key) for key in gone]:
                 gone.add(name)
             self._engine.datasets = {k: v for k, v in self._engine.datasets.items() if k not in gone}
             self.prune()
@@ -237,7 +237,10 @@ class Catalog:
         """What serves a manifest under that name."""
         manifest = self.manifests[digest]
         if manifest['kind'] in RAW_KINDS:
-            return self._raw_chain(name, manifest)
+            chain = self._raw_chain(name, manifest)
+            if self._engine.datasets.get(name) is not chain:
+                self._serve(_key(name, digest), chain)
+            return chain
         key = _key(name, digest)
         if key not in self._chains:
             self._chains[key] = self._derived_chain(name, manifest)
@@ -268,7 +271,7 @@ class Catalog:
             raise CatalogError('MANIFEST_VALIDATION_ERROR', f'manifest validation failed: {error}') from error
 
     def _run_raw(self, namespace: str, name: str, digest: str, chain: Chain) -> Job:
-        self._serve(name, chain)
+        self._serve_bare(namespace, name, chain)
         source = next(source for source in self._sources.values() if source.chain is chain)
         follower = source.follower
 
@@ -307,6 +310,19 @@ class Catalog:
     def _names_changed(self) -> None:
         # The engine remembers what references mean for as long as its datasets are the very same.
         self._engine.datasets = dict(self._engine.datasets)
+
+    def _serve_bare(self, namespace: str, name: str, chain: Chain) -> None:
+        """Serve a chain under a name alone, which means the namespace `_` where that has a dataset of the name."""
+        if namespace != '_' and ('_', name) in self.datasets:
+            return
+        served = self._engine.datasets.get(name)
+        own = self._sources.get(name)
+        if own is not None and served is own.chain and chain is not served:
+            # Its revisions are still asked for.
+            for digest in self.datasets['_', name].hashes:
+                if self.manifests[digest]['kind'] in RAW_KINDS:
+                    self._serve(_key(name, digest), served)
+        self._serve(name, chain)
 
     def _serve(self, name: str, chain: Chain) -> None:
         # Replaced as a whole: others may be looking at it.
