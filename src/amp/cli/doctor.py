@@ -8,15 +8,15 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from amp.cli.console import command, emit, interruptible, paint
 from amp.cli.inputs import AsJson, Auth, Token
-from amp.cli.server import open_client
+from amp.cli.server import default_url, open_client
 
 __all__ = ['doctor']
 
@@ -36,7 +36,12 @@ class Check:
 
 @command
 def doctor(
-    source: Annotated[str | None, typer.Option('--source', '-s', metavar='URL', help='The Amp server to ask.')] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            '--source', '-s', metavar='URL', help='The Amp server to ask; left out, it is AMP_URL or that of amp.toml.'
+        ),
+    ] = None,
     to: Annotated[list[str] | None, typer.Option('--to', help='A destination to reach; repeatable.')] = None,
     token: Token = None,
     auth: Auth = False,
@@ -70,8 +75,7 @@ def _checks(source: str | None, destinations: list[str], token: str | None, *, a
     yield from _login()
     free = shutil.disk_usage('.').free
     yield Check('disk', free > _LEAST_FREE, f'{free / 1e9:,.1f} GB free here', 'free some space: a unit needs room')
-    if source is not None:
-        yield from _server(source, token, auth=auth)
+    yield from _server(source, token, auth=auth)
     for destination in destinations:
         yield from _destination(destination)
 
@@ -95,36 +99,38 @@ def _drivers() -> Iterator[Check]:
 
 def _configuration() -> Iterator[Check]:
     from amp.config.connection_manager import ConnectionManager
+    from amp.config.files import missing_file
     from amp.errors import ConfigError
 
+    if missing := missing_file():
+        remedy = 'make the file, or unset AMP_CONFIG'
+        yield Check('configuration', False, f'AMP_CONFIG names {missing}, which is no file', remedy)
     manager = ConnectionManager()
     try:
         names = manager.names()
-        for name in names:
-            manager.get(name).config()
     except ConfigError as error:
         yield Check('configuration', False, error.message, error.hint or 'correct amp.toml')
         return
-    yield Check('configuration', True, f'{len(names)} connections')
+    good = 0
+    for name in names:
+        try:
+            manager.get(name).config()
+        except ConfigError as error:
+            yield Check('configuration', False, f'{name}: {error.message}', error.hint or 'correct what it says')
+        else:
+            good += 1
+    yield Check('configuration', True, f'{good} connections')
 
 
 def _private_files() -> Iterator[Check]:
     from amp.config.files import config_files
-    from amp.config.secrets import is_reference, looks_secret
-    from amp.errors import ConfigError, redact
-
-    def holds_secret(values: Mapping[str, Any]) -> bool:
-        return any(
-            holds_secret(value)
-            if isinstance(value, Mapping)
-            else (looks_secret(key) and not is_reference(value, key)) or redact(str(value)) != str(value)
-            for key, value in values.items()
-        )
+    from amp.config.secrets import clear_secret
+    from amp.errors import ConfigError
 
     with contextlib.suppress(ConfigError):  # told as `configuration`
         for file in config_files():
             mode = file.path.stat().st_mode & 0o077 if os.name == 'posix' else 0
-            if mode and (holds_secret(file.source) or holds_secret(file.connections)):
+            if mode and any(map(clear_secret, (file.source, *file.connections.values()))):
                 yield Check(
                     'permissions',
                     False,
@@ -148,11 +154,18 @@ def _login() -> Iterator[Check]:
     yield Check('login', True, f'{found.user_id}, {"to be renewed" if found.is_due() else "good"}')
 
 
-def _server(url: str, token: str | None, *, auth: bool) -> Iterator[Check]:
+def _server(url: str | None, token: str | None, *, auth: bool) -> Iterator[Check]:
     import time
 
-    from amp.errors import AmpError, redact
+    from amp.errors import AmpError, ConfigError, redact
 
+    try:
+        url = default_url() if url is None else url
+    except ConfigError as error:
+        yield Check('server', False, error.message, error.hint or 'correct amp.toml')
+        return
+    if not url:
+        return
     where = redact(url)
     try:
         with open_client(url, token, auth=auth, connect_timeout=10) as client:

@@ -21,7 +21,7 @@ from typing import Any
 
 from amp.errors import ConfigError
 
-__all__ = ['ConfigFile', 'config_files', 'user_file']
+__all__ = ['ConfigFile', 'config_files', 'missing_file', 'read_file', 'user_file']
 
 NAME = 'amp.toml'
 _SECTIONS = {'source', 'connections'}
@@ -56,10 +56,17 @@ def config_files() -> list[ConfigFile]:
     paths = dict.fromkeys(
         path.resolve() for path in (_project_file(), user_file()) if path is not None and path.is_file()
     )
-    return [_read(path) for path in paths]
+    return [read_file(path) for path in paths]
 
 
-def _read(path: Path) -> ConfigFile:
+def missing_file() -> Path | None:
+    """What AMP_CONFIG names and is no file; None when all is well."""
+    path = user_file()
+    return path if os.environ.get('AMP_CONFIG') and (path.is_dir() or not path.exists()) else None
+
+
+def read_file(path: Path) -> ConfigFile:
+    """The file, which is there. Raises ConfigError with what is wrong in it."""
     try:
         found = tomllib.loads(path.read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -72,4 +79,4 @@ def _read(path: Path) -> ConfigFile:
         raise ConfigError(f'{path}: [source] holds url and token', hint='and, in your own file, auth')
     if not isinstance(connections, dict) or not all(isinstance(c, dict) for c in connections.values()):
         raise ConfigError(f'{path}: a connection is a section', hint='[connections.warehouse]')
-    return ConfigFile(path, source, connections, path == user_file().resolve())
+    return ConfigFile(path, source, connections, path.resolve() == user_file().resolve())

@@ -13,14 +13,14 @@ import re
 import shlex
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from amp.errors import ConfigError, MissingExtraError, redact
 
-__all__ = ['Setting', 'is_reference', 'looks_secret', 'resolve', 'resolved']
+__all__ = ['Setting', 'clear_secret', 'is_reference', 'looks_secret', 'resolve', 'resolved']
 
 _SECONDS = 30
 _SECRET_NAME = re.compile(
@@ -54,6 +54,28 @@ class Setting:
 def looks_secret(key: str) -> bool:
     """True for a key whose value is not shown."""
     return bool(_SECRET_NAME.search(key))
+
+
+def clear_secret(values: Mapping[str, Any]) -> str | None:
+    """The first key (of a table inside: `table.key`) whose value is a secret in clear, or a text that holds one."""
+    return next((key for key, value in _leaves(values) if _is_clear(key, value)), None)
+
+
+def _is_clear(key: str, value: object) -> bool:
+    if isinstance(value, bool) or not value or is_reference(value, key):
+        return False
+    return looks_secret(key) or redact(str(value)) != str(value)
+
+
+def _leaves(value: object, key: str = '') -> Iterator[tuple[str, object]]:
+    if isinstance(value, Mapping):
+        for name, inside in value.items():
+            yield from _leaves(inside, f'{key}.{name}'.removeprefix('.'))
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _leaves(inside, key)
+    else:
+        yield key, value
 
 
 def is_reference(value: object, key: str = 'secret') -> bool:
