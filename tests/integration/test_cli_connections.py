@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import duckdb
 import pytest
@@ -40,13 +41,114 @@ def test_a_name_is_added_used_shown_and_removed(tmp_path, server):
     assert b"no connection 'mine'" in gone.stderr
 
 
-def test_a_secret_is_never_written_in_clear(tmp_path):
-    for arguments in (('pg', 'postgresql://me:hush@host/db'), ('pg', '--loader', 'postgresql', '-s', 'password=hush')):
-        refused = amp('conn', 'add', *arguments, cwd=tmp_path)
-        assert refused.returncode == 3
-        assert b'not written to a file in clear' in refused.stderr
-        assert b'hush' not in refused.stderr
-    assert not (tmp_path / 'amp.toml').exists()
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder to be in, with a user's file beside it that says nothing, and no variable of the machine."""
+    user = tmp_path / 'user' / 'amp.toml'
+    user.parent.mkdir()
+    user.touch()
+    for name in [name for name in os.environ if name.startswith(('AMP_', 'POSTGRES_', 'PG', 'REDIS_'))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('AMP_CONFIG', str(user))
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')
+    return tmp_path / 'here'
+
+
+def typed(*arguments):
+    return CliRunner().invoke(app, arguments)
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ('postgresql://me:hush@host/db',),
+        ('--loader', 'postgresql', '-s', 'password=hush'),
+        ('--loader', 'postgresql', '-s', 'password=4711'),
+        ('--loader', 'postgresql', '-s', 'url=postgresql://me:hush@host/db'),
+        ('deltalake:///lake', '-s', 'storage_options={"AWS_SECRET_ACCESS_KEY": "hush"}'),
+        ('iceberg:///lake', '-s', 'catalog_config={"uri": "postgresql://me:hush@host/db"}'),
+        ('iceberg:///lake', '-s', 'catalog_config={"header.Authorization": "Bearer hush"}'),
+        ('iceberg:///lake', '-s', 'catalog_config={"uris": ["postgresql://me:hush@host/db"]}'),
+        ('iceberg:///lake', '-s', 'catalog_config.uri=postgresql://me:hush@host/db'),
+    ],
+)
+def test_a_secret_is_never_written_in_clear(folder, arguments):
+    refused = typed('conn', 'add', 'mine', *arguments)
+    assert refused.exit_code == 3
+    assert 'not written to a file in clear' in refused.stderr
+    assert 'env:NAME, file:PATH, cmd:COMMAND or keyring:SERVICE/USER' in refused.stderr
+    assert '***' not in refused.stderr
+    assert 'hush' not in refused.output
+    assert not (folder / 'amp.toml').exists()
+
+
+def test_where_a_secret_is_may_be_written(folder):
+    settings = ('password=env:PW', 'resilience={"preset": "off"}')
+    added = typed('conn', 'add', 'pg', 'postgresql://me@host/db', *(f'--set={text}' for text in settings))
+    assert added.exit_code == 0, added.output
+    added = typed('conn', 'add', 'ch', '--loader', 'clickhouse', '-s', 'host=h', '-s', 'user=me')
+    assert added.exit_code == 0, added.output
+    shown = typed('config', 'show').stdout
+    assert 'password = env:PW' in shown
+    assert 'resilience.preset = off' in shown
+
+
+def test_a_connection_is_not_replaced_by_accident(folder):
+    (folder / 'amp.toml').write_text('[connections.a]\nurl = "duckdb:///x.db"\nresilience = "production"\n')
+    before = (folder / 'amp.toml').read_text()
+    refused = typed('conn', 'add', 'a', 'duckdb:///y.db')
+    assert refused.exit_code == 3
+    assert "has a connection 'a' already" in refused.stderr
+    assert '--force' in refused.stderr
+    assert (folder / 'amp.toml').read_text() == before
+    assert typed('conn', 'add', 'b', 'duckdb:///z.db').exit_code == 0
+    assert typed('conn', 'add', 'a', 'duckdb:///y.db', '--force').exit_code == 0
+    assert typed('config', 'show').stdout.splitlines() == [
+        'a  duckdb', '  url = duckdb:///y.db', 'b  duckdb', '  url = duckdb:///z.db',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'told'),
+    [
+        (('foo://bar',), "there is no loader 'foo'"),
+        (('--loader', 'postgres_', '-s', 'host=h'), "there is no loader 'postgres_'"),
+        (('postgresql://h/db', '-s', 'bogus=1'), "postgresql has no key 'bogus'"),
+        (('--loader', 'redis', '-s', 'hots=h'), "redis has no key 'hots'"),
+        (('duckdb:///x.db', '-s', 'resilience={"preset": null}'), 'null is no value'),
+    ],
+)
+def test_what_cannot_be_meant_is_not_written(folder, arguments, told):
+    refused = typed('conn', 'add', 'x', *arguments)
+    assert refused.exit_code == 3
+    assert told in refused.stderr
+    assert not (folder / 'amp.toml').exists()
+
+
+def test_nothing_is_added_to_a_file_that_does_not_parse(folder):
+    (folder / 'amp.toml').write_text('[connections.x\n')
+    refused = typed('conn', 'add', 'a', 'duckdb:///x.db')
+    assert refused.exit_code == 3
+    assert 'cannot be read' in refused.stderr
+    assert (folder / 'amp.toml').read_text() == '[connections.x\n'
+
+
+def test_one_wrong_name_does_not_hide_the_others(folder, monkeypatch):
+    (folder / 'amp.toml').write_text('[connections.a]\nurl = "duckdb:///x.db"\n[connections.b]\nhost = "h"\n')
+    monkeypatch.setenv('AMP_CONN_Q', 'garbage hush')
+    monkeypatch.setenv('AMP_CONN_EMPTY', '')
+    for arguments in (('conn', 'list'), ('config', 'show')):
+        shown = typed(*arguments)
+        assert shown.exit_code == 3
+        assert shown.stdout.splitlines()[0] == 'a  duckdb'
+        assert "wrong: b: the connection 'b' does not say its loader" in shown.stderr
+        assert 'wrong: q: AMP_CONN_Q is neither a URL nor a JSON object' in shown.stderr
+        assert 'empty' not in shown.output
+        assert 'hush' not in shown.output
+    found = [json.loads(line) for line in typed('conn', 'list', '--json').stdout.splitlines()]
+    assert [(entry['name'], entry['loader']) for entry in found] == [('a', 'duckdb'), ('b', None), ('q', None)]
 
 
 def test_a_plan_touches_nothing(tmp_path, server):
@@ -99,6 +201,7 @@ def test_the_sql_of_a_plan_makes_the_table_that_a_load_makes(tmp_path, server):
 
 
 def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path, server):
+    (tmp_path / 'user.toml').touch()
     own = {'AMP_CONFIG': str(tmp_path / 'user.toml')}
     well = amp('doctor', '--source', server.url, '--to', 'duckdb:///chain.db', cwd=tmp_path, **own)
     assert well.returncode == 0, well.stdout
@@ -109,10 +212,53 @@ def test_the_doctor_finds_what_is_wrong_and_says_what_to_do(tmp_path, server):
     assert ill.stdout.count(b'->') == 2
 
 
+def examined(*arguments):
+    """What `amp doctor` finds wrong, and its exit code."""
+    done = typed('doctor', '--json', *arguments)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return done.exit_code, [(check['what'], check['found']) for check in found if not check['ok']]
+
+
+def test_the_doctor_asks_the_server_that_the_commands_ask(folder, monkeypatch, server):
+    assert examined() == (0, [])
+    (folder / 'amp.toml').write_text(f'[source]\nurl = "{server.url}"\n')
+    assert examined() == (0, [])
+    monkeypatch.setenv('AMP_URL', 'grpc://127.0.0.1:1')
+    code, [(what, found)] = examined()
+    assert (code, what) == (1, 'server')
+    assert 'grpc://127.0.0.1:1: cannot reach' in found
+    assert examined('--source', server.url) == (0, [])
+
+
+def test_the_doctor_goes_on_after_each_finding(folder, monkeypatch):
+    secret = folder / 'pw'
+    secret.write_bytes(b'hush\xff')
+    secret.chmod(0o600)
+    (folder / 'amp.toml').write_text(
+        f'[connections.a]\nurl = "postgresql://h/db"\npassword = "file:{secret}"\n[connections.b]\nhost = "h"\n'
+    )
+    monkeypatch.setenv('AMP_CONN_C', '{"loader": "redis", "host": "h", "password": "cmd:"}')
+    monkeypatch.setenv('AMP_CONFIG', str(folder / 'nowhere.toml'))
+    hidden = 'hu' + 'sh'
+    code, wrong = examined('--to', f'postgresql://u:{hidden}/x@h/db', '--to', 'a')
+    assert code == 1
+    assert [what for what, _ in wrong] == ['configuration'] * 4 + ['destination'] * 2
+    told = [found for _, found in wrong]
+    assert f'AMP_CONFIG names {folder / "nowhere.toml"}, which is no file' in told[0]
+    assert f'a: the secret in {secret} is not text' in told[1]
+    assert "b: the connection 'b' does not say its loader" in told[2]
+    assert 'c: the command for a secret is empty' in told[3]
+    assert 'not a URL of a server' in told[4]
+    assert 'is not text' in told[5]
+    assert hidden not in str(wrong)
+    assert 'AMP_CONFIG names' in typed('config', 'show').stderr
+
+
 def test_the_doctor_looks_at_permissions(tmp_path, monkeypatch, postgresql_test_config):
     config, role = postgresql_test_config, 'amp_doctor'
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.delenv('AMP_URL', raising=False)
     user = tmp_path / 'user.toml'
     monkeypatch.setenv('AMP_CONFIG', str(user))
     user.write_text('[connections.x]\nloader = "postgresql"\nhost = "h"\ndatabase = "d"\npassword = "hush"\n')

@@ -12,8 +12,9 @@ from amp.cli.console import command, emit, note, paint
 from amp.cli.inputs import AsJson, key_values
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from amp.config.connection_manager import Connection
     from amp.config.secrets import Setting
 
 __all__ = ['config', 'conn']
@@ -30,19 +31,38 @@ def _manager() -> Any:
     return ConnectionManager()
 
 
+def _connections(*, as_json: bool) -> Iterator[Connection]:
+    """Every connection that can be told; in the end, exit code 3 when there are others, each told with what is wrong."""
+    from amp.errors import ConfigError, redact
+
+    manager = _manager()
+    is_wrong = False
+    for name in manager.names():
+        try:
+            found = manager.get(name)
+        except ConfigError as error:
+            is_wrong = True
+            told = redact(error.message)
+            if as_json:
+                emit('connection', name=name, loader=None, error=told, hint=error.hint)
+            note(f'{paint("wrong:", "red")} {name}: {told}' + (f' ({error.hint})' if error.hint else ''))
+            continue
+        yield found
+    if is_wrong:
+        raise typer.Exit(3)
+
+
 @conn.command('list')
 @command
 def list_(as_json: AsJson = False) -> None:
-    """Every name that is known here, with its loader."""
-    manager = _manager()
-    for name in manager.names():
-        found = manager.get(name)
-        if as_json:
-            emit('connection', name=name, loader=found.loader)
-        else:
-            print(f'{name}  {found.loader}')
-    if not manager.names() and not as_json:
+    """Every name that is known here, with its loader. Exit code 3 when one of them is wrong."""
+    if not _manager().names() and not as_json:
         note('no connections yet: amp conn add NAME URL')
+    for found in _connections(as_json=as_json):
+        if as_json:
+            emit('connection', name=found.name, loader=found.loader)
+        else:
+            print(f'{found.name}  {found.loader}')
 
 
 @conn.command()
@@ -72,35 +92,81 @@ def add(
         list[str] | None, typer.Option('--set', '-s', metavar='KEY=VALUE', help='A setting; repeatable.')
     ] = None,
     user: Annotated[bool, typer.Option('--user', help="Into your own file instead of this folder's amp.toml.")] = False,
+    force: Annotated[bool, typer.Option('--force', help='Replace a connection of this name, whole.')] = False,
 ) -> None:
     """Write a connection into amp.toml. A secret is written as a reference (env:, file:, cmd:, keyring:), never itself."""
     import tomlkit
+    from tomlkit.exceptions import ConvertError
 
     from amp.config.connection_manager import ConnectionManager
-    from amp.config.files import user_file
-    from amp.config.secrets import is_reference, looks_secret
+    from amp.config.files import read_file, user_file
     from amp.config.urls import is_url, loader_of_url
-    from amp.errors import ConfigError, redact
+    from amp.errors import ConfigError
 
     values: dict[str, Any] = {**({'url': url} if url else {}), **key_values(setting or [])}
+    _refuse_secret(values)
     if url is not None and not is_url(url):
         raise ConfigError(f'{url!r} is not the URL of a destination', hint='for example duckdb:///chain.db')
     if url is None and loader is None:
         raise typer.BadParameter('give a URL, or --loader with --set KEY=VALUE')
-    secret = next((k for k, v in values.items() if looks_secret(k) and not is_reference(v)), None)
-    if secret is not None or (url is not None and redact(url) != url):
-        raise ConfigError(
-            f'{secret or "the URL"} holds a secret, which is not written to a file in clear',
-            hint='name where it is: --set password=env:NAME (or file:, cmd:, keyring:)',
-        )
-    ConnectionManager().configure(name, loader or loader_of_url(str(url)), values)
+    kind = loader or loader_of_url(str(url))
+    _refuse_unknown(kind, values)
+    ConnectionManager().configure(name, kind, values)
     path = user_file() if user else Path('amp.toml')
-    document = tomlkit.parse(path.read_text(encoding='utf-8')) if path.exists() else tomlkit.document()
+    is_there = path.exists()
+    if is_there and name in read_file(path).connections and not force:
+        raise ConfigError(f'{path} has a connection {name!r} already', hint='--force replaces it, and all that it says')
+    document = tomlkit.parse(path.read_text(encoding='utf-8')) if is_there else tomlkit.document()
     sections = document.setdefault('connections', tomlkit.table(is_super_table=True))
-    sections[name] = {**({'loader': loader} if loader else {}), **values}
+    try:
+        sections[name] = {**({'loader': loader} if loader else {}), **values}
+    except ConvertError as error:
+        raise ConfigError('null is no value in amp.toml', hint='leave the key out') from error
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(tomlkit.dumps(document), encoding='utf-8')
     note(f'{paint("added", "green")}  {name} in {path}')
+
+
+def _refuse_secret(values: Mapping[str, Any]) -> None:
+    from amp.config.secrets import clear_secret, looks_secret
+    from amp.errors import ConfigError
+
+    key = clear_secret(values)
+    if key is None:
+        return
+    # Without key=value: that is what is taken out of a text that is shown.
+    places = 'env:NAME, file:PATH, cmd:COMMAND or keyring:SERVICE/USER'
+    is_url = not looks_secret(key)
+    raise ConfigError(
+        f'{"the URL" if key == "url" else key} holds a secret, which is not written to a file in clear',
+        hint=f'leave the password out, and --set the key password to where it is: {places}'
+        if is_url
+        else f'--set it to where it is: {places}',
+    )
+
+
+def _refuse_unknown(kind: str, values: Mapping[str, Any]) -> None:
+    """A loader or a key that there is not; the keys of a loader that is not installed, or that reads them itself, are not known."""
+    from dataclasses import fields
+
+    from amp.errors import ConfigError, MissingExtraError
+    from amp.loaders.hooks import Hooks, config_class
+    from amp.loaders.options import listed
+    from amp.loaders.registry import get_loader_class
+
+    try:
+        found = get_loader_class(kind)
+    except MissingExtraError:
+        return
+    config = config_class(found)
+    reads_itself = found._parse_config is not Hooks._parse_config and not found.__module__.startswith('amp.loaders.')
+    if config is None or reads_itself:
+        return
+    known = {f.name for f in fields(config)}
+    general = {'url', 'resilience', 'state', *({'user'} if 'username' in known else ())}
+    unknown = sorted(set(values) - known - general)
+    if unknown:
+        raise ConfigError(f'{kind} has no key {unknown[0]!r}', hint=f'its keys: {listed(known)}')
 
 
 @conn.command()
@@ -127,20 +193,21 @@ def show(
     origin: Annotated[bool, typer.Option('--origin', help='Where each value comes from.')] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The server and every connection with their settings; secrets are not shown."""
+    """The server and every connection with their settings; secrets are not shown. Exit code 3 when one is wrong."""
+    from amp.config.files import missing_file
     from amp.config.source import source
 
+    if missing := missing_file():
+        note(f'AMP_CONFIG names {missing}, which is no file')
     if server := source():
         if as_json:
             emit('source', settings={k: {'value': s.shown, 'origin': s.origin} for k, s in server.items()})
         else:
             _print('source', '', server, origin=origin)
-    manager = _manager()
-    for name in manager.names():
-        found = manager.get(name)
+    for found in _connections(as_json=as_json):
         if as_json:
             settings = {k: {'value': s.shown, 'origin': s.origin} for k, s in found.settings.items()}
-            emit('connection', name=name, loader=found.loader, settings=settings)
+            emit('connection', name=found.name, loader=found.loader, settings=settings)
         else:
             _print(found.name, found.loader, found.settings, origin=origin)
 
