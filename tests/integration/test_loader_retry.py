@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
 import pyarrow as pa
 import pytest
 
 from amp import events
+from amp.errors import LoadError
 from amp.loaders.base import DataLoader
+from amp.loaders.registry import create_loader
+from amp.loaders.session import load_query, stream_query
 from amp.loaders.types import LoadMode
 
 pytestmark = pytest.mark.integration
@@ -46,6 +52,22 @@ class _Failing(DataLoader[_Config]):
         if self.calls <= self.config.failures:
             raise Exception(self.config.text)
         self.rows += batch['id'].to_pylist()
+        return batch.num_rows
+
+
+class _Away(_Failing):
+    """Cannot be reached at first."""
+
+    dialled = 0
+
+    def connect(self) -> None:
+        self.dialled += 1
+        if self.dialled <= self.config.failures:
+            raise ConnectionRefusedError(self.config.text)
+        super().connect()
+
+    def _load_batch_impl(self, batch: pa.RecordBatch, table_name: str, **kwargs: Any) -> int:
+        self.calls += 1
         return batch.num_rows
 
 
@@ -152,3 +174,108 @@ def test_a_listener_that_fails_does_not_stop_the_rows(told, caplog):
         stop()
     assert 'a listener failed at Committed' in caplog.text
     assert len(told) == 1
+
+
+def reader() -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(BATCH.schema, [BATCH])
+
+
+def test_a_query_is_loaded_once_its_destination_can_be_reached(told):
+    found = loader(_Away)
+    assert load_query(found, reader(), 't').rows_loaded == 3
+    assert (found.dialled, found.calls) == (3, 1)
+    assert [type(e).__name__ for e in told] == ['Retrying', 'Retrying', 'Committed']
+
+
+@pytest.mark.parametrize(('given', 'dialled'), [({'resilience': FAST}, 4), ({}, 1)])
+def test_a_query_fails_when_its_destination_stays_away(given, dialled):
+    found = _Away({'failures': 99, **given})
+    with pytest.raises(LoadError, match='ConnectionRefusedError'):
+        load_query(found, reader(), 't')
+    assert (found.dialled, found.calls) == (dialled, 0)
+
+
+def test_a_query_whose_rows_have_begun_to_flow_is_not_asked_again():
+    found = loader(_Transactional, failures=1)
+    with pytest.raises(LoadError, match='429'):
+        load_query(found, reader(), 't')
+    assert found.calls == 1
+
+
+def test_an_open_breaker_costs_no_try():
+    found = loader(_Away, failures=3, circuit_breaker={'failure_threshold': 2, 'recovery_ms': 50})
+    assert load_query(found, reader(), 't').rows_loaded == 3
+    assert found.dialled == 4
+
+
+def test_a_stream_connects_as_often_as_it_is_told(told):
+    query: Any = type('Q', (), {'sql': 'SELECT 1', 'responses': None})()
+    found = loader(_Away, failures=99)
+    with pytest.raises(ConnectionRefusedError):
+        next(stream_query(found, query, 't'))
+    assert (found.dialled, len(told)) == (4, 3)
+
+
+def test_a_stream_that_is_stopped_while_it_waits_ends():
+    query: Any = type('Q', (), {'sql': 'SELECT 1', 'responses': None})()
+    found = loader(_Away, failures=99, retry={'max_retries': None, 'initial_backoff_ms': 3_600_000})
+    stop = threading.Event()
+    unlisten = events.listen(lambda event: stop.set())
+    try:
+        assert list(stream_query(found, query, 't', stop=stop)) == []
+    finally:
+        unlisten()
+    assert found.dialled == 1
+
+
+class _Busy(BaseHTTPRequestHandler):
+    """Snowflake as far as the login; every statement meets the status that the server has."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get('content-length') or 0))
+        statement = '/queries/v1/query-request' in self.path
+        login = {
+            'token': 't',
+            'masterToken': 'm',
+            'validityInSeconds': 3600,
+            'masterValidityInSeconds': 14400,
+            'sessionId': 1,
+            'parameters': [],
+            'sessionInfo': {'databaseName': 'D', 'schemaName': 'P', 'warehouseName': None, 'roleName': 'R'},
+        }
+        body = b'' if statement else json.dumps({'success': True, 'data': login}).encode()
+        self.send_response(self.server.status if statement else 200)
+        self.send_header('content-length', str(len(body)))
+        self.send_header('content-type', 'application/json')
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.snowflake
+@pytest.mark.parametrize(
+    ('status', 'kinds', 'hint'),
+    [
+        (503, ['rate limit'], 'try again later'),
+        (429, ['rate limit'], 'try again later'),
+        (403, [], 'check user and login'),
+    ],
+)
+def test_a_snowflake_that_is_busy_is_tried_again(status, kinds, hint, told):
+    with ThreadingHTTPServer(('127.0.0.1', 0), _Busy) as server:
+        server.status = status
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = {'host': '127.0.0.1', 'port': server.server_port, 'protocol': 'http'}
+        login = {'account': 'a', 'user': 'u', 'password': 'no word', 'database': 'd'}
+        limits = {'login_timeout': 1, 'network_timeout': 1}
+        once_more = {'retry': {'max_retries': 1, 'initial_backoff_ms': 1}}
+        found = create_loader('snowflake', {**place, **login, **limits, 'resilience': once_more})
+        with pytest.raises(LoadError, match=f'HTTP {status}') as raised:
+            load_query(found, reader(), 't')
+        server.shutdown()
+    assert raised.value.hint is not None
+    assert hint in raised.value.hint
+    assert raised.value.retryable is bool(kinds)
+    assert [event.kind for event in told] == kinds

@@ -61,8 +61,13 @@ class Attempts:
             self.batch_size.record_timeout()
         return kind
 
-    def run(self, once: Callable[[], T], may_repeat: Callable[[], bool]) -> T:
-        """What `once` returns, tried again after a transient failure as long as `may_repeat` says so."""
+    def run(
+        self, once: Callable[[], T], may_repeat: Callable[[], bool], sleep: Callable[[float], object] = time.sleep
+    ) -> T:
+        """What `once` returns, tried again after a transient failure as long as `may_repeat` says so.
+
+        No try is spent while the breaker is open: the wait before it is at least the breaker's.
+        """
         backoff = ExponentialBackoff(self.config.retry or _ONCE)
         while True:
             self.before()
@@ -70,11 +75,11 @@ class Attempts:
                 result = once()
             except Exception as error:  # drivers have their own kinds: `failed` tells which pass, the others are raised
                 kind = self.failed(error)
-                delay = backoff.next_delay() if kind.is_transient and may_repeat() else None
+                delay = backoff.next_delay(self.breaker.rest) if kind.is_transient and may_repeat() else None
                 if delay is None:
                     raise
                 emit(Retrying(self._loader, kind.value, backoff.attempt, delay, error))
-                time.sleep(delay)
+                sleep(delay)
             else:
                 self.succeeded()
                 return result

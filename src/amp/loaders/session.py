@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
@@ -19,6 +20,7 @@ from amp.loaders.unit import StreamJob
 from amp.streaming.iterator import End, StreamingResultIterator
 from amp.streaming.ledger import StreamKey
 from amp.streaming.types import ResponseBatch
+from amp.waiting import interruptible
 
 if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
@@ -32,12 +34,13 @@ _SETTINGS = frozenset(f.name for f in fields(StreamSettings)) - {'strict'}
 def load_query(loader: DataLoader[Any], reader: pa.RecordBatchReader, table: str, **options: Any) -> LoadResult:
     """Run a result into a table as one unit, in constant memory. Raises LoadError, which carries the result.
 
-    A destination that cannot be reached is a failed load too; what cannot be meant is a ConfigError.
+    Connecting is tried as often as the connection's `retry` says; the load itself is tried once, since its rows come only
+    once. A destination that cannot be reached is a failed load too; what cannot be meant is a ConfigError.
     """
     started = time.perf_counter()
     with closing(loader):
         try:
-            loader._ensure_connected()
+            _connect(loader)
         except ConfigError:
             raise
         except Exception as error:  # drivers have their own kinds, as in a load
@@ -68,19 +71,42 @@ def stream_query(
     job = StreamJob(StreamKey(table, name or table), as_mode(mode), as_keys(key_columns), options)
     most = loader.attempts.config.back_pressure.max_bytes_in_flight
     in_flight = {} if most is None else {'max_bytes': most}
+    settings = replace(settings or StreamSettings(), **chosen)
     engine = StreamEngine(
         loader,
         job,
         lambda position: _Live(query.responses(resume=position, streaming=True, **in_flight)),
-        replace(settings or StreamSettings(), **chosen),
+        settings,
         query.sql,
     )
-    return _closing(loader, engine)
+    return _closing(loader, engine, settings.stop)
 
 
-def _closing(loader: DataLoader[Any], engine: StreamEngine) -> Generator[LoadResult, None, None]:
-    with loader:
-        yield from engine.run()
+def _closing(
+    loader: DataLoader[Any], engine: StreamEngine, stop: threading.Event | None
+) -> Generator[LoadResult, None, None]:
+    with closing(loader):
+        _connect(loader, stop)
+        if loader.is_connected:
+            yield from engine.run()
+
+
+def _connect(loader: DataLoader[Any], stop: threading.Event | None = None) -> None:
+    """Connect, trying again as the connection's `retry` says; without one it is tried once.
+
+    When `stop` is set meanwhile, it comes back unconnected. Raises what `connect` raises.
+    """
+
+    def once() -> None:
+        if stop is None or not stop.is_set():
+            loader._ensure_connected()
+
+    def wait(seconds: float) -> None:
+        with interruptible():
+            (stop or threading.Event()).wait(seconds)
+
+    # Nothing was sent yet, so nothing can be done twice.
+    loader.attempts.run(once, lambda: True, wait)
 
 
 def _failed(loader: DataLoader[Any], result: LoadResult, cause: Exception | None = None) -> LoadError:

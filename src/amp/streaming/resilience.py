@@ -201,8 +201,8 @@ class ExponentialBackoff:
         self._clock = clock
         self._started: float | None = None
 
-    def next_delay(self) -> float | None:
-        """Seconds to wait before the next try; None when there is to be none."""
+    def next_delay(self, least: float = 0.0) -> float | None:
+        """Seconds to wait before the next try, at least so many; None when there is to be none."""
         config = self.config
         self._started = self._clock() if self._started is None else self._started
         if not config.enabled or (config.max_retries is not None and self.attempt >= config.max_retries):
@@ -214,7 +214,7 @@ class ExponentialBackoff:
         milliseconds = min(grown, config.max_backoff_ms)
         if config.jitter:
             milliseconds *= random.uniform(0.5, 1.5)  # noqa: S311 - spreads clients, hides nothing
-        seconds = milliseconds / 1000
+        seconds = max(milliseconds / 1000, least)
         if config.budget_seconds is not None and self._clock() - self._started + seconds > config.budget_seconds:
             return None
         self.attempt += 1
@@ -313,6 +313,12 @@ class CircuitBreaker:
         if self._opened_at is None:
             return 'closed'
         return 'half_open' if self._probing or self._rest() <= 0 else 'open'
+
+    @property
+    def rest(self) -> float:
+        """Seconds until a try is let through; 0.0 when one is now."""
+        with self._lock:
+            return 0.0 if not self.config.enabled or self._opened_at is None else max(self._rest(), 0.0)
 
     def before(self) -> None:
         """Ask before each try. Raises CircuitOpenError."""
