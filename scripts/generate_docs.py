@@ -218,7 +218,7 @@ def error_tables() -> str:
     """What docs/resilience.md shows between its two marks."""
     parts = []
     for title, table in (
-        ('SQLSTATE begins with (PostgreSQL; of Snowflake only `08` and `40`)', SQLSTATES),
+        ('SQLSTATE begins with (PostgreSQL; of Snowflake only `08003`, `08006` and `40`)', SQLSTATES),
         ('HTTP status', HTTP),
         ('gRPC status (Arrow Flight has classes for them, below)', GRPC),
         ('AWS error code', BOTOCORE),

@@ -341,6 +341,8 @@ def test_the_file_for_administrators_makes_the_table_that_the_loader_makes():
         ('ProgrammingError', {'errno': 630, 'sqlstate': '57014'}, ErrorKind.TIMEOUT),
         ('ProgrammingError', {'errno': 606, 'sqlstate': '57P03'}, ErrorKind.PERMANENT),
         ('ProgrammingError', {'errno': 1003, 'sqlstate': '42000'}, ErrorKind.PERMANENT),
+        ('DatabaseError', {'errno': 390_303, 'sqlstate': '08001'}, ErrorKind.PERMANENT),
+        ('DatabaseError', {'sqlstate': '08006'}, ErrorKind.TRANSIENT),
         ('DatabaseError', {'sqlstate': '40001'}, ErrorKind.TRANSIENT),
         ('DataError', {}, ErrorKind.PERMANENT),
     ],

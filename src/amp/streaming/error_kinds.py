@@ -155,9 +155,8 @@ CLASSES = {
 _OUR_OWN = {'amp.errors'}
 # Drivers also have words for "none", such as `n/a`.
 _SQLSTATE = re.compile(r'[0-9A-Z]{5}')
-_SNOWFLAKE_STATES = ('08', '40')
-# Refused logins have the SQLSTATE of a connection that broke.
-_SNOWFLAKE_REFUSED = 250_001
+# A login that is refused has 08001 or 08004.
+_SNOWFLAKE_STATES = ('08003', '08006', '40')
 
 # The last resort, for errors that are nothing but text. Whole words: block 14290123 is not a 429.
 TEXTS = (
@@ -253,8 +252,7 @@ def _of_snowflake(error: BaseException) -> ErrorKind:
     if kind is not None:
         return kind
     state = str(getattr(error, 'sqlstate', None) or '')
-    broke = state.startswith(_SNOWFLAKE_STATES) and code != _SNOWFLAKE_REFUSED
-    return ErrorKind.TRANSIENT if broke else ErrorKind.PERMANENT
+    return ErrorKind.TRANSIENT if state.startswith(_SNOWFLAKE_STATES) else ErrorKind.PERMANENT
 
 
 def http_status(code: int) -> int | None:
