@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.flight as fl
 import pyarrow.parquet as pq
 import pytest
 
@@ -113,6 +115,27 @@ def test_files_of_several_blocks_in_any_order_are_one_table(tmp_path):
             assert stored.head == amp.head
             for name in schemas.EVM_RPC:
                 assert stored.canonical(name).equals(amp.canonical(name))
+
+
+@pytest.mark.parametrize('folder', [False, True], ids=['file', 'folder'])
+def test_a_file_that_is_gone_fails_the_query(tmp_path, folder):
+    with LocalAmp.simulate(blocks=6) as amp:
+        for name in schemas.EVM_RPC:
+            place = tmp_path / 'eth_rpc' / name
+            place.mkdir(parents=True)
+            pq.write_table(amp.canonical(name).slice(0, 2), place / 'a.parquet')
+            pq.write_table(amp.canonical(name).slice(2), place / 'b.parquet')
+            if not folder:
+                shutil.rmtree(place)
+                pq.write_table(amp.canonical(name), place.with_suffix('.parquet'))
+    with LocalAmp.from_parquet(tmp_path, network='simnet') as amp, BareClient(amp.url) as client:
+        asked = 'SELECT count(DISTINCT data) AS n FROM eth_rpc.logs'
+        assert client.query(asked)['n'].to_pylist() == [60]
+        (tmp_path / 'eth_rpc' / ('logs/b.parquet' if folder else 'logs.parquet')).unlink()
+        for sql in (asked, 'SELECT count(*) AS n FROM eth_rpc.logs', 'SELECT * FROM eth_rpc.logs'):
+            with pytest.raises(fl.FlightInternalError, match=r'query execution error .*parquet cannot be read'):
+                client.query(sql)
+        assert client.query('SELECT count(*) AS n FROM eth_rpc.blocks')['n'].to_pylist() == [6]
 
 
 def test_what_is_not_a_directory_of_datasets_is_refused(tmp_path):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
@@ -59,6 +59,9 @@ class AnySegment(Protocol):
     def files(self, table: str) -> Path | None:
         """The Parquet file, or the folder of such, that holds the table and perhaps rows of other blocks."""
 
+    def paths(self, table: str) -> Sequence[Path]:
+        """Those files one by one; none for rows in memory."""
+
 
 class Settled(AnySegment, Protocol):
     """A segment whose rows are in files, and whose blocks no reorg will touch."""
@@ -69,12 +72,16 @@ class Settled(AnySegment, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """Files that hold rows of a table; those of blocks `first` to `last` count, which are all of them when `whole`."""
+    """Files that hold rows of a table; those of blocks `first` to `last` count, which are all of them when `whole`.
+
+    `files` are those that have to be there.
+    """
 
     path: Path
     first: int
     last: int
     whole: bool = False
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,10 @@ class Segment:
     def files(self, table: str) -> Path | None:
         """None: these rows are in memory."""
         return None
+
+    def paths(self, table: str) -> Sequence[Path]:
+        """None."""
+        return ()
 
     def merged_with(self, later: Segment) -> Segment:
         """One segment of these blocks and those that follow."""
@@ -220,6 +231,8 @@ class Snapshot:
     def scan(self, table: str) -> Scan:
         """All canonical rows, without reading those that are in files."""
         runs: dict[Path, Stored] = {}
+        # Runs that were joined share a file.
+        needed: dict[Path, dict[Path, None]] = {}
         batches: list[pa.RecordBatch] = []
         for piece in self._pieces:
             path = piece.segment.files(table)
@@ -230,7 +243,8 @@ class Snapshot:
             earlier = runs.get(path)
             whole = piece.whole and path.is_file()
             runs[path] = Stored(path, earlier.first if earlier else piece.first, piece.last, whole)
-        return Scan(tuple(runs.values()), tuple(batches))
+            needed.setdefault(path, {}).update(dict.fromkeys(piece.segment.paths(table)))
+        return Scan(tuple(replace(run, files=tuple(needed[path])) for path, run in runs.items()), tuple(batches))
 
 
 class Chain:

@@ -10,6 +10,7 @@ from datafusion import DataFrame, SessionConfig, SessionContext, col, lit
 from datafusion.catalog import Schema, Table
 
 from amp.devserver.chain import Scan, Stored
+from amp.errors import SourceError
 
 __all__ = ['for_files', 'make_table']
 
@@ -39,7 +40,7 @@ def make_table(
 ) -> Table:
     """A table of these rows, registered as `name` in the schema `store`, whose own name is `prefix`.
 
-    With `partitions` it may be under a LIMIT, in a plan of so many.
+    With `partitions` it may be under a LIMIT, in a plan of so many. Raises SourceError when a file is gone.
     """
     if isinstance(rows, Scan) and rows.stored:
         frames = [_stored(context, prefix, f'{name}:{at}', schema, part) for at, part in enumerate(rows.stored)]
@@ -75,6 +76,10 @@ def _union(frames: list[DataFrame]) -> DataFrame:
 
 
 def _stored(context: SessionContext, prefix: str, name: str, schema: pa.Schema, part: Stored) -> DataFrame:
+    # A listing over nothing has no rows, and that is no error.
+    gone = next((file for file in part.files if not file.is_file()), None)
+    if gone is not None:
+        raise SourceError(f'{gone} cannot be read: it is not there any more')
     quoted = f'{prefix}."{name}"'
     context.register_listing_table(quoted, _url(part.path), schema=schema)
     if part.whole:

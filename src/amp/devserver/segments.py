@@ -104,7 +104,7 @@ class _Group:
 
 
 class StoredTable:
-    """One table in Parquet files. `place` is the file, or the folder of all of them.
+    """One table in Parquet files, `paths`. `place` is the file, or the folder of all of them.
 
     Raises ValueError when a file holds no table of Amp's or its schema differs from the others', and SourceError when
     it is damaged.
@@ -112,6 +112,7 @@ class StoredTable:
 
     def __init__(self, place: Path, files: Sequence[Path]) -> None:
         self.place = place
+        self.paths = tuple(files)
         schemas: list[pa.Schema] = []
         groups: list[_Group] = []
         for file in files:
@@ -184,6 +185,10 @@ class StoredSegment:
     def files(self, table: str) -> Path | None:
         """The Parquet file, or the folder of such, that holds the table."""
         return self.tables[table].place
+
+    def paths(self, table: str) -> Sequence[Path]:
+        """The Parquet files that hold the table."""
+        return self.tables[table].paths
 
 
 class _Cache:
