@@ -325,6 +325,8 @@ def test_a_place_that_cannot_be_written_costs_no_token(tokens: TokenServer) -> N
         ((403, {}, b''), amp.AuthError, 'HTTP 403'),
         ((400, {}, b'{"error": "refresh-1 is spent"}'), amp.AuthError, 'HTTP 400'),
         ((429, {'retry-after': '7'}, b''), amp.ConnectError, 'left alone for 7 s'),
+        ((429, {'retry-after': '\u00b2'}, b''), amp.ConnectError, 'left alone for 60 s'),
+        ((429, {'retry-after': '9' * 400}, b''), amp.ConnectError, 'left alone for 60 s'),
         ((500, {}, b'access-1'), amp.ConnectError, 'fails .HTTP 500'),
         ((200, {}, b'access-1'), amp.ConnectError, 'cannot be read'),
         ((200, {}, b'{"token": "access-2"}'), amp.ConnectError, 'cannot be read'),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import SplitResult, urlencode, urlsplit
 
 from amp.auth.login import LOG_IN, Login
 from amp.errors import AuthError, ConfigError, ConnectError, redact
@@ -48,12 +48,8 @@ class AuthService:
 
     def __init__(self, url: str | None = None, *, timeout: float = _TIMEOUT) -> None:
         self.url = (url or os.environ.get('AMP_AUTH_URL') or PLATFORM).rstrip('/')
-        try:
-            parts = urlsplit(self.url)
-            is_url = bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            is_url = False
-        if not is_url:
+        parts = _parts(self.url)
+        if parts is None:
             raise ConfigError('the address of the login service is not a URL', hint='correct AMP_AUTH_URL')
         if parts.scheme != 'https' and not (parts.scheme == 'http' and parts.hostname in _LOOPBACK):
             raise ConfigError(
@@ -178,6 +174,15 @@ class AuthService:
         return ConnectError(f'the answer of {self._host} cannot be read{told}', hint='is AMP_AUTH_URL right?')
 
 
+def _parts(url: str) -> SplitResult | None:
+    """None for what names no host and port."""
+    try:
+        parts = urlsplit(url)
+        return parts if parts.hostname and parts.port != 0 else None
+    except ValueError:
+        return None
+
+
 def _parsed(raw: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(raw)
@@ -191,7 +196,8 @@ def _accounts(found: object) -> tuple[str, ...]:
 
 
 def _seconds(text: str | None) -> float:
-    return float(text) if text is not None and text.strip().isdigit() else _RETRY_AFTER
+    seconds = float(text) if text is not None and text.strip().isdecimal() else _RETRY_AFTER
+    return seconds if seconds <= _LONGEST else _RETRY_AFTER
 
 
 def _is_text(value: object) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import secrets
 import threading
@@ -57,6 +58,14 @@ _KEEP_FIRST: Mapping[str, Any] = {'insert_deduplicate': 1, 'deduplicate_insert':
 
 _engine_lock = threading.Lock()
 _open_paths: Counter[str] = Counter()
+
+
+def _is_not_raised_too(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and record.msg == 'Unexpected Http Driver Exception')
+
+
+# A client that scrubs errors, as those here do, logs what it raises, traceback and all; it is told once, in a sentence.
+logging.getLogger('clickhouse_connect.driver._backend.http_sync').addFilter(_is_not_raised_too)
 
 
 @dataclass(frozen=True)

@@ -607,6 +607,13 @@ def test_something_else_that_speaks_http_is_told_apart():
     assert not raised.value.retryable
 
 
+def test_a_server_that_is_not_there_is_one_sentence_and_no_traceback(caplog):
+    with pytest.raises(DestinationError, match='cannot be reached') as raised:
+        ClickHouseLoader({'host': '127.0.0.1', 'port': free_port()}).connect()
+    assert raised.value.retryable
+    assert [record.name for record in caplog.records if record.exc_info] == []
+
+
 def test_codes_decide_what_is_tried_again(db):
     # Of the server's own making: a query that takes too long, one that is refused, a value that does not fit.
     for sql, code, retryable in (
