@@ -75,6 +75,7 @@ def test_values_of_every_kind(jsonl):
     [
         ('', 400, 'INVALID_SQL_STRING'),
         ('SELEC 1', 400, 'SQL_PARSE_ERROR'),
+        ("SELECT 'abc", 400, 'SQL_PARSE_ERROR'),
         ('SELECT 1; SELECT 2', 400, 'SQL_PARSE_ERROR'),
         ('SELECT * FROM eth_rpc.blocks SETTINGS stream = true', 400, 'STREAMING_NOT_SUPPORTED'),
         ('SELECT * FROM a.b.c', 400, 'TABLE_REFERENCE_RESOLUTION'),
@@ -418,6 +419,8 @@ def test_requests_that_cannot_be_meant(admin):
         (register(admin, manifest={'kind': 'sql', 'tables': {'t': {}}}), 400, 'UNSUPPORTED_DATASET_KIND'),
         (register(admin, manifest={'kind': 'manifest', 'tables': {'t': {}}}), 400, 'INVALID_MANIFEST'),
         (register(admin, manifest='0' * 64), 404, 'MANIFEST_NOT_FOUND'),
+        (register(admin, version='01.0.0'), 400, 'INVALID_PAYLOAD_FORMAT'),
+        (register(admin, version='1.0.0-..'), 400, 'INVALID_PAYLOAD_FORMAT'),
         (register(admin, name='Bad-Name'), 400, 'INVALID_PAYLOAD_FORMAT'),
         (admin.get('/jobs/one'), 400, 'INVALID_JOB_ID'),
         (admin.get('/jobs/77/progress'), 404, 'JOB_NOT_FOUND'),

@@ -63,6 +63,13 @@ def test_exactly_one_statement(sql, told):
             'INVALID_ARGUMENT',
             'SQL parse error | Caused by: Invalid SQL syntax -> sql parser error: Expected',
         ),
+        (
+            "SELECT 'abc",
+            'INVALID_ARGUMENT',
+            'SQL parse error | Caused by: Invalid SQL syntax -> sql parser error: Unterminated string literal',
+        ),
+        ('SELECT "abc', 'INVALID_ARGUMENT', 'SQL parse error | Caused by: Invalid SQL syntax -> '),
+        ('SELECT "ParserError"', 'INTERNAL', 'No field named "ParserError"'),
         ('SELECT nope FROM eth_rpc.blocks', 'INTERNAL', 'No field named nope. Valid fields are '),
         ('SELECT 1 FROM other.blocks', 'INTERNAL', 'Dataset not found: other'),
         ('SELECT 1 FROM blocks', 'INTERNAL', 'Dataset not found: '),

@@ -35,6 +35,7 @@ RowsOf = Callable[[TableName], Sequence[pa.RecordBatch] | Scan]
 
 _NO_TABLE = re.compile(r"table '(?P<reference>[^']*)' not found")
 _LIMIT = re.compile(r'\blimit\b', re.IGNORECASE)
+_SYNTAX_ERROR = re.compile(r'^SQL error: (?:ParserError|TokenizerError)\("?(.*?)"?\)$', re.DOTALL)
 _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _AHEAD_BYTES = 8 << 20
@@ -240,8 +241,8 @@ class Engine:
     def _planning_error(self, text: str) -> QueryError:
         if 'RecursionLimitExceeded' in text:
             return invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', 'recursion limit exceeded'))
-        if 'ParserError' in text:
-            message = re.sub(r'^SQL error: (\w+)\("?(.*?)"?\)$', r'sql parser error: \2', text, flags=re.DOTALL)
+        if _SYNTAX_ERROR.match(text):
+            message = _SYNTAX_ERROR.sub(r'sql parser error: \1', text)
             return invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', message))
         if _READ_ONLY.search(text):
             return invalid_argument(caused_by(_SCHEMA_ERROR, 'query plan violates read-only constraints', text))
