@@ -201,21 +201,24 @@ class Table:
         self._delete_range(self._databases.before, run)
 
     def _take_back(self, key: bytes, row: bytes, runs: Sequence[IdRun]) -> int:
-        """Bring a key back to its newest version that stays; 1 when there was one to undo."""
-        newer: bytes | None = None
-        found: bytes | None = row
-        while found is not None and not covers(runs, self._id_of(found)):
-            newer, found = found, self._before(found, key)
-        if found is None:
+        """Take the versions with these ids out of the history of a key; 1 when it had one.
+
+        A version that somebody else has replaced meanwhile is taken out of their memory of it.
+        """
+        history: list[bytes] = []
+        version: bytes | None = row
+        while version is not None:
+            history.append(version)
+            version = self._before(version, key)
+        kept = [version for version in history if not covers(runs, self._id_of(version))]
+        if len(kept) == len(history):
             return 0
-        while found is not None and covers(runs, self._id_of(found)):
-            found = self._before(found, key)
-        # Where somebody else has replaced the row meanwhile, it is their memory of it that changes.
-        place = (key, self._databases.rows) if newer is None else (self._newer_key(newer, key), self._databases.before)
-        if found is None:
+        place = (key, self._databases.rows)
+        for version in kept:
+            self._txn.put(place[0], version, db=place[1])
+            place = (self._newer_key(version, key), self._databases.before)
+        if not kept or kept[-1] is not history[-1]:
             self._txn.delete(place[0], db=place[1])
-        else:
-            self._txn.put(place[0], found, db=place[1])
         return 1
 
     def _before(self, row: bytes, key: bytes) -> bytes | None:

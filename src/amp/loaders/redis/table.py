@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,7 +25,7 @@ from amp.loaders.redis.resp import (
     variadic,
 )
 from amp.loaders.redis.rows import fields_of, json_rows
-from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord, covers
+from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord
 from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import TX_ID
 from amp.streaming.ledger import IdRun
@@ -219,7 +219,9 @@ class Table:
     def undo(self, wire: Wire, runs: Sequence[IdRun]) -> tuple[Commands, int]:
         """The commands that take rows with these ids away, and bring back what they replaced; how many rows."""
         commands, rows = Commands(), 0
-        for piece in list(self.store.pieces(self.name, runs)):
+        pieces = list(self.store.pieces(self.name, runs))
+        undone: dict[bytes, set[int]] = {}
+        for piece in pieces:
             names = self.names_of(piece)
             if self.is_collection:
                 self._remove_members(commands, names)
@@ -228,7 +230,11 @@ class Table:
                 _unlink(commands, names)
                 rows += len(names)
             else:
-                rows += self._take_back(wire, commands, _list(names), piece, runs)
+                for name in _list(names):
+                    undone.setdefault(name, set()).add(piece.tx_id)
+        rows += self._take_back(wire, commands, undone)
+        # Last: the older versions that come back are copied from what is forgotten here.
+        for piece in pieces:
             self._forget(commands, piece)
         return commands, rows
 
@@ -270,34 +276,49 @@ class Table:
         removals = row_commands('LREM', pa.repeat(pa.scalar(self.collection), len(members)), ('-1',), [(b'', members)])
         commands.extend(_each(removals))
 
-    def _take_back(
-        self, wire: Wire, commands: Commands, names: list[bytes], piece: Piece, runs: Sequence[IdRun]
-    ) -> int:
-        """Bring keys back to their newest version that stays; how many had one to undo."""
-        if not names:
-            return 0
-        wire.call('WATCH', *names)
+    def _take_back(self, wire: Wire, commands: Commands, undone: Mapping[bytes, set[int]]) -> int:
+        """Take some versions out of the history of each key: `undone` are their ids. How many keys had one.
+
+        A version that somebody else has replaced meanwhile is taken out of their memory of it.
+        """
         rows = 0
-        for name, found in zip(names, self.ids_of(wire, names), strict=True):
-            place: bytes = name
-            at: int | None = found
-            while at is not None and not covers(runs, at):
-                place = self.store.before(self.name, at, name)
-                [at] = self.ids_of(wire, [place])
-            if at != piece.tx_id:
-                # Gone, somebody else's, or the business of a newer piece of this undo.
+        for name, ids in self._histories(wire, undone).items():
+            places = [name, *(self.store.before(self.name, at, name) for at in ids)]
+            kept = [(at, place) for at, place in zip(ids, places, strict=False) if at not in undone[name]]
+            if len(kept) == len(ids):
+                # Gone, or somebody else's.
                 continue
             rows += 1
-            older: bytes = place
-            kept: int | None = at
-            while kept is not None and covers(runs, kept):
-                older = self.store.before(self.name, kept, name)
-                [kept] = self.ids_of(wire, [older])
-            if kept is None:
+            place = name
+            for at, older in kept:
+                if older != place:
+                    commands.call('COPY', older, place, 'REPLACE')
+                place = self.store.before(self.name, at, name)
+            if not kept or place != places[-1]:
                 commands.call('UNLINK', place)
-            else:
-                commands.call('COPY', older, place, 'REPLACE')
         return rows
+
+    def _histories(self, wire: Wire, undone: Mapping[bytes, set[int]]) -> dict[bytes, list[int]]:
+        """The ids of the versions of each key, newest first, at least as far as what is undone and one more.
+
+        All of it is watched.
+        """
+        found: dict[bytes, list[int]] = {name: [] for name in undone}
+        asked = [(name, name) for name in undone]
+        while asked:
+            older = []
+            for at in range(0, len(asked), _PAGE):
+                page = asked[at : at + _PAGE]
+                places = [place for _, place in page]
+                wire.call('WATCH', *places)
+                for (name, _), tx_id in zip(page, self.ids_of(wire, places), strict=True):
+                    if tx_id is None:
+                        continue
+                    if not undone[name].issubset(found[name]):
+                        older.append((name, self.store.before(self.name, tx_id, name)))
+                    found[name].append(tx_id)
+            asked = older
+        return found
 
     def _forget(self, commands: Commands, piece: Piece) -> None:
         own = self.store.own

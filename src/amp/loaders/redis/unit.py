@@ -182,6 +182,7 @@ class Write:
             seq = int(self._store.read('GET', own('seq', self._name)) or 0)
         upserts = self._mode is not LoadMode.APPEND
         batches = list(self._numbered(self._pending, numbers))
+        replaced: dict[bytes, int] = {}
         if upserts:
             batches = _last_of_equals(table, batches)
         elif not table.is_collection and not table.spec.is_numbered:
@@ -189,7 +190,7 @@ class Write:
         for batch, numbering in batches:
             rows = aligned(batch, table.record)
             if upserts:
-                self._replace(wire, commands, table, rows, numbering)
+                self._replace(wire, commands, table, rows, numbering, replaced)
             seq += 1
             # What is never taken back needs no list in a collection: it is its own.
             indexed = not table.is_collection or self._stream is not None or self._is_split or not last
@@ -233,15 +234,26 @@ class Write:
         return next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is not None
 
     def _replace(
-        self, wire: Wire, commands: Commands, table: Table, rows: pa.RecordBatch, numbering: Numbering
+        self,
+        wire: Wire,
+        commands: Commands,
+        table: Table,
+        rows: pa.RecordBatch,
+        numbering: Numbering,
+        written: dict[bytes, int],
     ) -> None:
-        """Make room for rows: what they replace is kept aside for a stream, and its fields do not shine through."""
+        """Make room for rows: what they replace is kept aside for a stream, and its fields do not shine through.
+
+        `written` are the keys that this very transaction has written before, and by which id.
+        """
         names = table.names(rows, numbering)
         listed = names.to_numpy(zero_copy_only=False).tolist()
         wire.call('WATCH', *listed)
         found = table.ids_of(wire, listed)
         self._refuse_strangers({at for at in found if at is not None})
         if self._stream is not None:
+            found = [written.get(name, at) for name, at in zip(listed, found, strict=True)]
+            written |= dict.fromkeys(listed, numbering.tx_id)
             commands.extend(
                 table.keep_replaced(names, found, Piece(numbering.tx_id, numbering.first_row, rows.num_rows))
             )
@@ -357,29 +369,20 @@ class Write:
 def _last_of_equals(
     table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]
 ) -> list[tuple[pa.RecordBatch, Numbering]]:
-    """Of rows with one key the last, in all batches of a transaction: it sees itself as it was before."""
-    if not batches:
-        return []
-    whole: Any = pa.Table.from_batches([batch for batch, _ in batches]).combine_chunks()
-    [batch] = whole.to_batches() or [batches[0][0]]
-    numbering = batches[0][1]
-    names = table.names(aligned(batch, table.record), numbering)
-    codes = names.dictionary_encode().indices.to_numpy()
-    last: Any = np.zeros(codes.max(initial=-1) + 1, np.int64)
-    last[codes] = np.arange(len(codes))
-    kept: Any = np.sort(last)
-    rows = batch.take(pa.array(kept))
-    if TX_ID not in rows.schema.names:
-        return [(rows, numbering)]
-    ids = rows.column(TX_ID).to_numpy()
-    firsts: dict[int, int] = {}
-    for _, each in batches:
-        firsts.setdefault(each.tx_id, each.first_row)
-    return [
-        (rows.filter(pa.array(ids == tx_id)), Numbering(tx_id, first))
-        for tx_id, first in firsts.items()
-        if (ids == tx_id).any()
-    ]
+    """Of the rows of one id that have one key the last. Those of several ids stay: each may be undone by itself."""
+    of_id: dict[int, list[tuple[pa.RecordBatch, Numbering]]] = {}
+    for batch, numbering in batches:
+        of_id.setdefault(numbering.tx_id, []).append((batch, numbering))
+    kept = []
+    for parts in of_id.values():
+        whole: Any = pa.Table.from_batches([batch for batch, _ in parts]).combine_chunks()
+        [batch] = whole.to_batches() or [parts[0][0]]
+        numbering = parts[0][1]
+        codes = table.names(aligned(batch, table.record), numbering).dictionary_encode().indices.to_numpy()
+        last: Any = np.zeros(codes.max(initial=-1) + 1, np.int64)
+        last[codes] = np.arange(len(codes))
+        kept.append((batch.take(pa.array(np.sort(last))), numbering))
+    return kept
 
 
 def _duplicates(table: Table, count: int, where: str) -> LoadError:

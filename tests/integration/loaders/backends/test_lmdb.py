@@ -451,6 +451,21 @@ def test_a_row_that_two_streams_replaced_comes_back_through_both(folder):
         assert rows(db, 't') == [(1, 'plain')], 'and remembers what was there before both'
 
 
+def test_a_stream_takes_its_rows_back_from_between_those_of_another(folder):
+    upsert = {'mode': 'upsert', 'key_columns': ['k']}
+    with opened(folder, key_column='k') as db:
+        stream(db, keyed(eth(1, 1, '0x1'), 7, 'one-1'), stream_name='one', **upsert)
+        stream(db, keyed(eth(1, 1, '0x1'), 7, 'two-1'), stream_name='two', **upsert)
+        stream(db, keyed(eth(2, 2, '0x2', '0x1'), 7, 'one-2'), stream_name='one', **upsert)
+        stream(db, keyed(eth(2, 2, '0x2', '0x1'), 7, 'two-2'), stream_name='two', **upsert)
+        stream(db, ResponseBatch.reorg_batch([eth(1, 2, '0xd')]), stream_name='one', **upsert)
+        assert rows(db, 't') == [(7, 'two-2')]
+        stream(db, ResponseBatch.reorg_batch([eth(2, 2, '0xd')]), stream_name='two', **upsert)
+        assert rows(db, 't') == [(7, 'two-1')]
+        stream(db, ResponseBatch.reorg_batch([eth(1, 1, '0xd')]), stream_name='two', **upsert)
+        assert (rows(db, 't'), db.read('t', 7)) == ([], None)
+
+
 def test_duplicate_keys_in_an_appending_stream_stop_it(folder):
     with opened(folder, key_column='k') as db:
         with pytest.raises(LoadError, match='already in the table'):

@@ -20,8 +20,11 @@ from amp.errors import ConfigError, DestinationError, LoadError, ProtocolError, 
 from amp.loaders.implementations.redis_loader import RedisLoader
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.stamps import TX_ID
-from amp.loaders.unit import Claim
+from amp.loaders.stream import StreamEngine, StreamSettings
+from amp.loaders.types import LoadMode
+from amp.loaders.unit import Claim, StreamJob
 from amp.streaming import ResponseBatch
+from amp.streaming.iterator import END
 from amp.streaming.ledger import StreamKey
 from tests.integration.loaders.conftest import KeyValueTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
@@ -156,6 +159,29 @@ def stream(loader, table, *responses, **options):
 def keyed(block_range, key, value):
     batch = pa.record_batch({'k': [key], 'v': [value]})
     return ResponseBatch.data_batch(batch, response(block_range).metadata)
+
+
+class _AllHere:
+    """Batches of which the next is always here already, so that one unit takes them all."""
+
+    backlog = True
+    repeatable = False
+
+    def __init__(self, responses):
+        self._responses = iter(responses)
+
+    def get(self, timeout=None):
+        return next(self._responses, END)
+
+    def close(self):
+        """Nothing to stop."""
+
+
+def stream_as_one_unit(loader, table, *responses, mode, key_columns):
+    source = _AllHere(responses)
+    job = StreamJob(StreamKey(table, table), LoadMode(mode), tuple(key_columns))
+    [result] = StreamEngine(loader, job, lambda _: source, StreamSettings(strict=False)).run()
+    return result
 
 
 # What lies in Redis
@@ -369,6 +395,41 @@ def test_a_row_that_two_streams_replaced_comes_back_through_both(open_loader, t)
     assert rows(db, t) == [(1, 'two')], 'what is newer stays'
     stream(db, t, ResponseBatch.reorg_batch([eth(0, 0, '0xd')]), stream_name='two', **upsert)
     assert rows(db, t) == [(1, 'plain')], 'and remembers what was there before both'
+
+
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+@pytest.mark.parametrize('together', [False, True])
+def test_a_row_that_several_units_replaced_comes_back_from_before_them_all(open_loader, t, structure, together):
+    upsert = {'mode': 'upsert', 'key_columns': ['k']}
+    db = open_loader(data_structure=structure)
+    hashes = ['0x0', '0x1', '0x2', '0x3']
+    units = [keyed(eth(i, i, hashes[i], hashes[i - 1]), 7, f'of {i}') for i in (1, 2, 3)]
+    (stream_as_one_unit if together else stream)(db, t, *units, **upsert)
+    [result] = stream(db, t, ResponseBatch.reorg_batch([eth(2, 3, '0xd')]), **upsert)
+    assert result.metadata['rows_undone'] == 1
+    assert rows(db, t) == [(7, 'of 1')]
+    assert db.read(t, 7) == {'k': 7, 'v': 'of 1'}
+    assert db.get_table_info(t)['row_count'] == 1
+    assert list(db.client.scan_iter(f'_amp:before:{t}:*')) == []
+    load(db, t, {'k': [7], 'v': ['plain']}, **upsert)
+    assert rows(db, t) == [(7, 'plain')]
+
+
+def test_a_stream_takes_its_rows_back_from_between_those_of_another(open_loader, t):
+    upsert = {'mode': 'upsert', 'key_columns': ['k']}
+    db = open_loader()
+    stream(db, t, keyed(eth(1, 1, '0x1'), 7, 'one-1'), stream_name='one', **upsert)
+    stream(db, t, keyed(eth(1, 1, '0x1'), 7, 'two-1'), stream_name='two', **upsert)
+    stream(db, t, keyed(eth(2, 2, '0x2', '0x1'), 7, 'one-2'), stream_name='one', **upsert)
+    stream(db, t, keyed(eth(2, 2, '0x2', '0x1'), 7, 'two-2'), stream_name='two', **upsert)
+    stream(db, t, ResponseBatch.reorg_batch([eth(1, 2, '0xd')]), stream_name='one', **upsert)
+    assert rows(db, t) == [(7, 'two-2')]
+    stream(db, t, ResponseBatch.reorg_batch([eth(2, 2, '0xd')]), stream_name='two', **upsert)
+    assert rows(db, t) == [(7, 'two-1')]
+    stream(db, t, ResponseBatch.reorg_batch([eth(1, 1, '0xd')]), stream_name='two', **upsert)
+    assert (rows(db, t), db.read(t, 7)) == ([], None)
+    assert list(db.client.scan_iter(f'_amp:before:{t}:*')) == []
+    load(db, t, {'k': [7], 'v': ['plain']}, **upsert)
 
 
 @pytest.mark.parametrize('structure', STRUCTURES)
