@@ -115,7 +115,7 @@ class ConnectionManager:
         if loader is None:
             raise ConfigError(
                 f'the connection {name!r} does not say its loader',
-                hint=f'loader = "postgresql", or url = ... where {next(iter(found.values())).origin} says it',
+                hint=f'add loader = "postgresql", or url = ..., in {next(iter(found.values())).origin}',
             )
         self._add_system(str(loader.value), found)
         return Connection(name, str(loader.value), found)

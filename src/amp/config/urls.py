@@ -65,22 +65,26 @@ def server_of_url(url: str) -> tuple[SplitResult, int | None]:
     A password with a `/`, `?` or `#` of its own ends the server's part before the `@`: that is refused too, since what
     follows would be taken for a path, and shown as one.
     """
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-        # In a query a value may have one.
-        stray = [parts.path, parts.fragment, *(pair for pair in parts.query.split('&') if '=' not in pair)]
-        wrong = any('@' in text for text in stray)
-    except ValueError:
-        wrong = True
-    if wrong:
-        # Not chained: the error of the parser quotes what it takes for a port, and that may be the password.
+    found = _split(url)
+    if found is None:
         scheme = url.partition('://')[0]
         raise ConfigError(
             f'what follows {scheme}:// is not a URL of a server',
             hint='percent-encode the user and the password (/ is %2F, ? is %3F, # is %23, @ is %40, [ is %5B); a port is a number',
         )
-    return parts, port
+    return found
+
+
+def _split(url: str) -> tuple[SplitResult, int | None] | None:
+    """None for one that does not parse: the parser's error quotes what it takes for a port, and that may be the password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return None
+    # In a query a value may have one.
+    stray = [parts.path, parts.fragment, *(pair for pair in parts.query.split('&') if '=' not in pair)]
+    return None if any('@' in text for text in stray) else (parts, port)
 
 
 def config_from_place(url: str, config_class: type | None, path_key: str) -> dict[str, Any]:
