@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
+import re
 import threading
 
 import pytest
 
 from amp.devserver import schemas
+from amp.devserver.catalog import version_key
 from amp.devserver.chain import Chain
 from amp.devserver.engine import Engine
 from amp.devserver.limits import MAX_CHAIN
-from amp.devserver.names import dataset_name
+from amp.devserver.names import SEMVER, dataset_name
 from amp.devserver.sql import parse_statement, tokens_of
 from amp.errors import QueryError
 
@@ -57,6 +60,26 @@ def refusal(engine: Engine, sql: str) -> QueryError:
 )
 def test_dataset_references(reference, name):
     assert dataset_name(reference) == name
+
+
+def test_versions_have_the_order_of_semver():
+    ordered = ['1.0.0-alpha', '1.0.0-alpha.1', '1.0.0-alpha.beta', '1.0.0-beta', '1.0.0-beta.2', '1.0.0-beta.11']
+    ordered += ['1.0.0-rc.2', '1.0.0-rc.10', '1.0.0', '1.9.0', '1.10.0', f'1.10.{"9" * 5000}']
+    assert sorted(random.Random(5).sample(ordered, len(ordered)), key=version_key) == ordered
+
+
+@pytest.mark.parametrize(
+    'version', ['01.0.0', '1.0.0-..', '1.0.0-01', '1.0.0-', '1.0.0-a..b', '1.0.0+', '1.0', 'v1.0.0', '1.0.0\n']
+)
+def test_what_is_no_version(version):
+    assert re.fullmatch(SEMVER, version) is None
+    assert dataset_name(f'eth_rpc@{version}') is None
+
+
+@pytest.mark.parametrize('version', ['0.0.1', '1.0.0-0', '1.0.0-0a.1', '1.0.0--', '1.0.0+01', '1.0.0-rc.1+b.7'])
+def test_what_is_a_version(version):
+    assert re.fullmatch(SEMVER, version)
+    assert dataset_name(f'eth_rpc@{version}') == 'eth_rpc'
 
 
 @pytest.mark.parametrize(

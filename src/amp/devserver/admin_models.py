@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from amp.devserver.jobs import JobStatus
+from amp.devserver.names import SEMVER, TABLE
 
 __all__ = [
     'Build',
@@ -44,15 +45,13 @@ __all__ = [
     'Workers',
 ]
 
-_SEMVER = r'\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?'
-
 Namespace = Annotated[str, StringConstraints(pattern=r'^[a-z0-9_]+$')]
 Name = Annotated[str, StringConstraints(pattern=r'^[a-z_][a-z0-9_]*$')]
-Version = Annotated[str, StringConstraints(pattern=rf'^{_SEMVER}$')]
-Revision = Annotated[str, StringConstraints(pattern=rf'^(?:{_SEMVER}|[0-9a-f]{{64}}|latest|dev)$')]
-TableName = Annotated[str, StringConstraints(pattern=r'^[A-Za-z_][A-Za-z0-9_$]{0,62}$')]
+Version = Annotated[str, StringConstraints(pattern=rf'^{SEMVER}$')]
+Revision = Annotated[str, StringConstraints(pattern=rf'^(?:{SEMVER}|[0-9a-f]{{64}}|latest|dev)$')]
+TableName = Annotated[str, StringConstraints(pattern=rf'^{TABLE}$')]
 Reference = Annotated[
-    str, StringConstraints(pattern=rf'^(?:[a-z0-9_]+/)?[a-z_][a-z0-9_]*@(?:{_SEMVER}|[0-9a-f]{{64}})$')
+    str, StringConstraints(pattern=rf'^(?:[a-z0-9_]+/)?[a-z_][a-z0-9_]*@(?:{SEMVER}|[0-9a-f]{{64}})$')
 ]
 
 

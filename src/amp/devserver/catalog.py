@@ -40,10 +40,16 @@ def _now() -> datetime:
     return datetime.now(UTC)
 
 
-def version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
-    """Orders versions: a pre-release comes before its release."""
+VersionKey = tuple[tuple[tuple[int, str], ...], bool, tuple[tuple[bool, int, str], ...]]
+
+
+def version_key(version: str) -> VersionKey:
+    """Orders versions: a pre-release comes before its release, and the numbers in it by their values, before words."""
     numbers, _, rest = version.partition('+')[0].partition('-')
-    return tuple(int(part) for part in numbers.split('.')), not rest, rest
+    # Without zeros in front the longer number is the larger one, however long.
+    places = tuple((len(number), number) for number in numbers.split('.'))
+    parts = tuple((not part.isdecimal(), len(part) if part.isdecimal() else 0, part) for part in rest.split('.'))
+    return places, not rest, parts
 
 
 @dataclass

@@ -10,14 +10,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from amp.devserver.names import SEMVER, TABLE
 from amp.devserver.sources import RpcOptions, Source, node_source, parquet_source, simulated_source
 from amp.errors import ConfigError
 
 __all__ = ['DerivedDataset', 'NodeDataset', 'ParquetDataset', 'ServerConfig', 'SimulatedDataset', 'read_config']
 
 Name = Annotated[str, StringConstraints(pattern=r'^[a-z_][a-z0-9_]*$')]
-TableName = Annotated[str, StringConstraints(pattern=r'^[A-Za-z_][A-Za-z0-9_$]{0,62}$')]
-VersionText = Annotated[str, StringConstraints(pattern=r'^\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?$')]
+TableName = Annotated[str, StringConstraints(pattern=rf'^{TABLE}$')]
+VersionText = Annotated[str, StringConstraints(pattern=rf'^{SEMVER}$')]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
 _VARIABLE = re.compile(r'\$\{(\w+)\}')

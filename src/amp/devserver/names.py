@@ -12,11 +12,20 @@ from amp.devserver.sql import Token, caused_by, invalid_argument, tokens_of
 if TYPE_CHECKING:
     from datafusion.plan import LogicalPlan
 
-__all__ = ['check_aliases', 'check_references', 'dataset_name', 'parse_reference']
+__all__ = ['SEMVER', 'TABLE', 'check_aliases', 'check_references', 'dataset_name', 'parse_reference']
 
-_REVISION = r'(?:\d+\.\d+\.\d+(?:-[0-9A-Za-z.-]+)?(?:\+[0-9A-Za-z.-]+)?|[0-9a-f]{64}|latest|dev)'
+_NUMBER = r'(?:0|[1-9][0-9]*)'
+_IDENTIFIER = rf'(?:{_NUMBER}|[0-9]*[A-Za-z-][0-9A-Za-z-]*)'
+SEMVER = (
+    rf'{_NUMBER}\.{_NUMBER}\.{_NUMBER}(?:-{_IDENTIFIER}(?:\.{_IDENTIFIER})*)?(?:\+[0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*)?'
+)
+"""A version as semver.org has it, as a part of a regular expression."""
+TABLE = r'[A-Za-z_][A-Za-z0-9_$]{0,62}'
+"""The name of a table, likewise."""
+
+_REVISION = rf'(?:{SEMVER}|[0-9a-f]{{64}}|latest|dev)'
 _DATASET = re.compile(rf'(?:(?P<namespace>[a-z0-9_]+)/)?(?P<name>[a-z_][a-z0-9_]*)(?:@(?P<revision>{_REVISION}))?')
-_TABLE = re.compile(r'[A-Za-z_][A-Za-z0-9_$]{0,62}')
+_TABLE = re.compile(TABLE)
 _UNRESOLVED = 'Failed to resolve table references from SQL'
 # Their arguments may have a FROM of another meaning.
 _WITH_FROM = {'extract', 'overlay', 'position', 'substr', 'substring', 'trim'}
