@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import re
 import sys
 import threading
 
@@ -13,6 +15,7 @@ from amp.devserver.simulator import TRANSFER_TOPIC
 from amp.errors import ConfigError, ConnectError
 from tests.support.bare_client import BareClient
 from tests.support.faults import wait_until
+from tests.support.node_front import NodeFront
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
@@ -171,6 +174,82 @@ def test_an_outage_is_reported_and_waited_out(anvil):
         amp.sync()
         assert amp.source_error is None
         same_blocks(amp, anvil)
+
+
+def _empty(call, answer):
+    return {**answer, 'result': {}} if call['params'][:1] == ['finalized'] else answer
+
+
+def _words(call, answer):
+    return {**answer, 'result': 'soon'} if call['params'][:1] == ['finalized'] else answer
+
+
+def _far_future(call, answer):
+    if isinstance(answer.get('result'), dict) and 'timestamp' in answer['result']:
+        answer['result']['timestamp'] = '0xffffffffffffffff'
+    return answer
+
+
+def _strange_id(call, answer):
+    return {**answer, 'id': [answer['id']]} if call['method'] == 'eth_blockNumber' else answer
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (_empty, r'answers eth_getBlockByNumber\(finalized\) with None'),
+        (_words, r"answers eth_getBlockByNumber\(finalized\) with 'soon'"),
+        (_far_future, 'describes blocks 0-3 in a way that is not known'),
+        (_strange_id, 'refuses eth_blockNumber: no answer'),
+    ],
+)
+def test_an_answer_that_cannot_be_meant_is_told_and_asked_for_again(anvil, change, told):
+    anvil.mine(3)
+    with NodeFront(anvil.url) as front:
+        front.change = change
+        with LocalAmp.from_rpc(front.url, poll_seconds=0.01) as amp:
+            wait_until(lambda: amp.source_error is not None)
+            assert re.search(told, str(amp.source_error))
+            front.change = lambda call, answer: answer
+            amp.wait_for_block(3)
+            amp.sync()
+            same_blocks(amp, anvil)
+
+
+def test_the_user_of_a_url_is_sent_and_never_told(anvil):
+    anvil.mine(2)
+    with NodeFront(anvil.url) as front:
+        address = front.url.removeprefix('http://')
+        url = f'http://us%40er:s3%2Fcret@{address}/v3/apikey?token=apikey'
+        with LocalAmp.from_rpc(url, poll_seconds=0.01) as amp:
+            amp.wait_for_block(2)
+            assert front.headers['authorization'] == f'Basic {base64.b64encode(b"us@er:s3/cret").decode()}'
+            assert front.path == '/v3/apikey?token=apikey'
+            front.change = _empty
+            wait_until(lambda: amp.source_error is not None)
+            assert f'the node http://{address} answers' in str(amp.source_error)
+    with pytest.raises(ConnectError) as caught:
+        LocalAmp.from_rpc(url)
+    assert str(caught.value).startswith(f'the node http://{address} does not answer')
+
+
+@pytest.mark.parametrize(
+    'url',
+    [
+        'ws://user:s3cret@127.0.0.1/s3cret',
+        'http://user:s3/cret@127.0.0.1',
+        'http://user:1/s3cret@127.0.0.1',
+        'http://127.0.0.1:s3cret',
+        'http:///s3cret',
+        'http://[s3cret',
+        'http://127.0.0.1/s3 cret',
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_not_told(url):
+    with pytest.raises(ConfigError) as caught:
+        LocalAmp.from_rpc(url)
+    assert 'cret' not in str(caught.value)
+    assert caught.value.__cause__ is None
 
 
 def test_a_node_that_never_was():

@@ -15,7 +15,9 @@ Change = Callable[[dict[str, Any], Any], Any]
 
 
 class NodeFront:
-    """Passes JSON-RPC on. `asked` counts the blocks that were asked for by number; `change` rewrites answers."""
+    """Passes JSON-RPC on. `asked` counts the blocks that were asked for by number; `change` rewrites answers. `path` and
+    `headers` are those of the last request.
+    """
 
     def __init__(self, node: str) -> None:
         self.node = node
@@ -26,6 +28,8 @@ class NodeFront:
         self.delay = 0.0
         self.most_calls = 1 << 20
         self.body: bytes | None = None
+        self.path = ''
+        self.headers: dict[str, str] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._server = ThreadingHTTPServer(('127.0.0.1', 0), self._handler())
@@ -79,6 +83,7 @@ class NodeFront:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
+                front.path, front.headers = self.path, {key.lower(): value for key, value in self.headers.items()}
                 body = self.rfile.read(int(self.headers['Content-Length']))
                 status, headers, answer = front.answer(body)
                 try:

@@ -8,7 +8,6 @@ from typing import Any
 from amp.devserver.chain import Segment
 from amp.devserver.node import EvmNode, NodeError, TooMuchError
 from amp.devserver.rows import segment_of
-from amp.errors import redact
 
 __all__ = ['BlockFetcher', 'MovedError']
 
@@ -64,16 +63,14 @@ class BlockFetcher:
     def _segment(self, raw: Sequence[Any], names: Sequence[str]) -> Segment:
         for name, block in zip(names, raw, strict=True):
             if block is None:
-                raise MovedError(f'the node {redact(self._node.url)} answers null for block {name}')
+                raise MovedError(f'the node {self._node.shown} answers null for block {name}')
         try:
             for name, block in zip(names, raw, strict=True):
                 if name not in {str(int(block['number'], 16)), block['hash']}:
-                    raise MovedError(f'the node {redact(self._node.url)} answers block {name} with {block["number"]}')
+                    raise MovedError(f'the node {self._node.shown} answers block {name} with {block["number"]}')
             return segment_of(raw, self._receipts(raw))
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
-            text = (
-                f'the node {redact(self._node.url)} describes blocks {names[0]}-{names[-1]} in a way that is not known'
-            )
+        except (KeyError, TypeError, AttributeError, IndexError, ArithmeticError) as error:
+            text = f'the node {self._node.shown} describes blocks {names[0]}-{names[-1]} in a way that is not known'
             raise NodeError(f'{text}: {error!r}') from error
         except ValueError as error:
             raise MovedError(str(error)) from error
@@ -84,9 +81,7 @@ class BlockFetcher:
         by_hash = {}
         for block, receipts in zip(full, self._answers(full), strict=True):
             if receipts is None or any(receipt is None for receipt in receipts):
-                text = (
-                    f'the node {redact(self._node.url)} answers null for receipts of block {int(block["number"], 16)}'
-                )
+                text = f'the node {self._node.shown} answers null for receipts of block {int(block["number"], 16)}'
                 raise MovedError(text)
             if len(receipts) != len(block['transactions']) or any(r['blockHash'] != block['hash'] for r in receipts):
                 raise MovedError(f'the receipts are not those of block {int(block["number"], 16)} {block["hash"]}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import itertools
 import json
@@ -11,9 +12,9 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 
-from amp.errors import ConfigError, ConnectError, SourceError, redact
+from amp.errors import ConfigError, ConnectError, SourceError
 
 __all__ = ['EvmNode', 'NodeError', 'Pace', 'TooMuchError']
 
@@ -24,6 +25,8 @@ _TOO_LARGE = 413
 # "Limit exceeded" of EIP-1474, and the HTTP status that some providers put into the answer itself.
 _BUSY_CODES = {-32005, 429}
 _TRIES = 6
+_EXAMPLE = 'for example http://127.0.0.1:8545'
+_PASSWORD = 'in a password / is written %2F, ? is %3F, # is %23 and @ is %40'
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
@@ -70,13 +73,12 @@ class Pace:
 class EvmNode:
     """A node at an `http://` or `https://` URL, for any number of threads. `timeout` is in seconds, for each exchange.
 
-    A node that is busy (HTTP 429, 503 and the like) is asked again a few times, after the pause that it names.
+    `url` is the URL without its user and password, which go into a header of each request; `shown` leaves out the path too, which is a key at some
+    providers. A node that is busy (HTTP 429, 503 and the like) is asked again a few times, after the pause that it names.
     """
 
     def __init__(self, url: str, *, timeout: float = 30, calls_per_second: float | None = None) -> None:
-        if urlsplit(url).scheme not in {'http', 'https'}:
-            raise ConfigError(f'{redact(url)!r} is not the URL of a node', hint='for example http://127.0.0.1:8545')
-        self.url = url
+        self.url, self.shown, self._headers = _parts(url)
         self._timeout = timeout
         self._ids = itertools.count(1)
         self._pace = Pace(calls_per_second)
@@ -109,8 +111,8 @@ class EvmNode:
             raise TooMuchError(str(self._refused(calls[0][0], answer['error'])))
         answers = [answer] if isinstance(answer, dict) else answer
         if not isinstance(answers, list) or not all(isinstance(item, dict) for item in answers):
-            raise NodeError(f'the node {redact(self.url)} answered with something that is not JSON-RPC')
-        by_id = {item.get('id'): item for item in answers}
+            raise NodeError(f'the node {self.shown} answered with something that is not JSON-RPC')
+        by_id = {item['id']: item for item in answers if isinstance(item.get('id'), int)}
         results = []
         for id_, (method, _) in zip(ids, calls, strict=True):
             item = by_id.get(id_, {'error': {'message': 'no answer'}})
@@ -124,7 +126,7 @@ class EvmNode:
         told = ''
         for attempt in range(_TRIES):
             if self._closed.wait(self._pace.delay(calls)):
-                raise ConnectError(f'the node {redact(self.url)} is not asked any more')
+                raise ConnectError(f'the node {self.shown} is not asked any more')
             try:
                 return _not_busy(self._post(body, calls))
             except _BusyError as busy:
@@ -132,7 +134,7 @@ class EvmNode:
                 pause = _SHORTEST_PAUSE * 2**attempt if busy.seconds is None else busy.seconds
                 self._pace.pause(min(pause, _LONGEST_PAUSE))
         raise ConnectError(
-            f'the node {redact(self.url)} is busy: {told}, {_TRIES} times in a row',
+            f'the node {self.shown} is busy: {told}, {_TRIES} times in a row',
             hint='calls_per_second makes it slower, and another node may allow more',
         )
 
@@ -140,6 +142,9 @@ class EvmNode:
         request = urllib.request.Request(  # noqa: S310  # the scheme was checked
             self.url, json.dumps(body).encode(), {'Content-Type': 'application/json'}
         )
+        for name, value in self._headers.items():
+            # Not for another server that this one names.
+            request.add_unredirected_header(name, value)
         try:
             with urllib.request.urlopen(request, timeout=self._timeout) as response:  # noqa: S310
                 return json.load(response)
@@ -149,23 +154,47 @@ class EvmNode:
         except (OSError, http.client.HTTPException, ValueError) as error:
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             if isinstance(reason, TimeoutError):
-                text = f'the node {redact(self.url)} has not answered within {self._timeout:g} s'
+                text = f'the node {self.shown} has not answered within {self._timeout:g} s'
                 raise (TooMuchError(text) if calls > 1 else ConnectError(text)) from error
             raise ConnectError(
-                f'the node {redact(self.url)} does not answer: {reason}', hint='is it running, and is the URL right?'
+                f'the node {self.shown} does not answer: {reason}', hint='is it running, and is the URL right?'
             ) from error
 
     def _raise_status(self, status: int, retry_after: str | None, calls: int) -> NoReturn:
         if status in _BUSY:
             named = retry_after is not None and retry_after.isdecimal()
             raise _BusyError(f'HTTP {status}', float(retry_after or 0) if named else None)
-        text = f'the node {redact(self.url)} answered HTTP {status}'
+        text = f'the node {self.shown} answered HTTP {status}'
         raise TooMuchError(text) if status == _TOO_LARGE and calls > 1 else ConnectError(text)
 
     def _refused(self, method: str, error: Any) -> NodeError:
         told = error if isinstance(error, dict) else {'message': str(error)}
-        text = f'the node {redact(self.url)} refuses {method}: {told.get("message")}'
+        text = f'the node {self.shown} refuses {method}: {told.get("message")}'
         return NodeError(text, method=method, code=told.get('code'), reason=told.get('message'), data=told.get('data'))
+
+
+def _parts(url: str) -> tuple[str, str, dict[str, str]]:
+    """The URL without its user, the URL as it may be shown, and the headers that say who asks. Raises ConfigError."""
+    if not url.isprintable() or ' ' in url:
+        raise ConfigError('the URL of the node has spaces or invisible characters', hint=_EXAMPLE)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError('the URL of the node cannot be read: its host or port is none', hint=_PASSWORD) from None
+    if parts.scheme not in {'http', 'https'} or not host:
+        raise ConfigError('that is not the URL of a node: it is http:// or https:// and a host', hint=_EXAMPLE)
+    user, at, place = parts.netloc.rpartition('@')
+    if not at and '@' in url:
+        # The password ended the host: what follows must not be taken for a path.
+        raise ConfigError('the URL of the node has an @ behind its host', hint=_PASSWORD)
+    headers = {}
+    if at:
+        name, _, password = user.partition(':')
+        pair = unquote_to_bytes(name) + b':' + unquote_to_bytes(password)
+        headers['Authorization'] = f'Basic {base64.b64encode(pair).decode()}'
+    plain = urlunsplit((parts.scheme, place, parts.path, parts.query, ''))
+    return plain, f'{parts.scheme}://{f"[{host}]" if ":" in host else host}{f":{port}" if port else ""}', headers
 
 
 def _not_busy(answer: Any) -> Any:

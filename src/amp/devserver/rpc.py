@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -21,7 +21,7 @@ from amp.devserver.fetch import BlockFetcher, MovedError
 from amp.devserver.node import EvmNode, NodeError
 from amp.devserver.segments import StoredSegment
 from amp.devserver.store import ParquetStore
-from amp.errors import ConfigError, SourceError, redact
+from amp.errors import ConfigError, SourceError
 
 __all__ = ['EvmFollower', 'chain_id_of', 'network_of']
 
@@ -108,7 +108,7 @@ class EvmFollower:
                 self.greet()
                 while self._patiently(self._step):
                     pass
-                self._settle()
+                self._patiently(self._settle)
                 while self._store is not None and self._store.join(self._chain.network, self._settled, self._go_on):
                     pass
             except _StoppedError:
@@ -130,7 +130,7 @@ class EvmFollower:
         said = chain_id_of(self._node)
         if self._chain_id is not None and said != self._chain_id:
             raise SourceError(
-                f'the node {redact(self._node.url)} is on chain id {said}, and what is stored is of {self._chain_id}',
+                f'the node {self._node.shown} is on chain id {said}, and what is stored is of {self._chain_id}',
                 hint='give the URL of a node of that chain, or another store',
             )
         block = self._chain.snapshot().canonical(self._settled)
@@ -140,10 +140,10 @@ class EvmFollower:
         self._greeted = True
 
     def _same_chain(self, stored: Block) -> None:
-        said = self._node.call('eth_getBlockByNumber', hex(stored.number), False)
+        said = self._header(hex(stored.number))
         if said is not None and said.get('hash') != stored.hash:
             raise SourceError(
-                f'the node {redact(self._node.url)} has another block {stored.number} than the store: '
+                f'the node {self._node.shown} has another block {stored.number} than the store: '
                 f'{said.get("hash")}, not {stored.hash}',
                 hint='is it another chain of the same id, as a restarted anvil is? Then choose another store',
             )
@@ -183,13 +183,25 @@ class EvmFollower:
         if self._finality is not None:
             return tip - self._finality
         try:
-            block = self._node.call('eth_getBlockByNumber', 'finalized', False)
-        except NodeError:
+            block = self._header('finalized')
+        except NodeError as error:
+            # A node that does not know the word refuses it.
+            if 'method' not in error.context:
+                raise
             block = None
-        return tip - _FINALITY if block is None else min(int(block['number'], 16), tip)
+        if block is None:
+            return tip - _FINALITY
+        return min(_integer(self._node, block.get('number'), 'eth_getBlockByNumber(finalized)'), tip)
+
+    def _header(self, number: str) -> dict[str, Any] | None:
+        """What the node says of a block, without its transactions."""
+        said = self._node.call('eth_getBlockByNumber', number, False)
+        if said is not None and not isinstance(said, dict):
+            raise NodeError(f'the node {self._node.shown} answers eth_getBlockByNumber({number}) with {said!r}')
+        return said
 
     def _is_canonical(self, block: Block) -> bool:
-        said = self._node.call('eth_getBlockByNumber', hex(block.number), False)
+        said = self._header(hex(block.number))
         return said is not None and said.get('hash') == block.hash
 
     def _backfill(self, first: int, last: int) -> None:
@@ -241,9 +253,12 @@ class EvmFollower:
     def _join(self, segment: Segment) -> None:
         """Put the segment on top of the chain, or of the branch that it is of."""
         older = self._ancestors(segment.blocks[0])
-        for branch in older:
-            self._chain.add(branch)
-        self._chain.extend(segment)
+        try:
+            for branch in older:
+                self._chain.add(branch)
+            self._chain.extend(segment)
+        except ValueError as error:
+            raise MovedError(str(error)) from error
 
     def _ancestors(self, block: Block) -> list[Segment]:
         """The blocks between `block` and the first ancestor that is stored, oldest first."""
@@ -252,7 +267,7 @@ class EvmFollower:
         while view.first is not None and block.number > self._start_block and view.find(block.parent_hash) is None:
             if self._store is not None and block.number <= self._settled + 1:
                 raise SourceError(
-                    f'the node {redact(self._node.url)} has replaced block {block.number - 1}, which was final',
+                    f'the node {self._node.shown} has replaced block {block.number - 1}, which was final',
                     hint='was it reset? Then choose another store',
                 )
             segments.append(self._fetcher.by_hash(block.parent_hash))
@@ -307,8 +322,12 @@ def chain_id_of(node: EvmNode) -> int:
 
 
 def _number(node: EvmNode, method: str) -> int:
-    said = node.call(method)
+    return _integer(node, node.call(method), method)
+
+
+def _integer(node: EvmNode, said: Any, asked: str) -> int:
+    """A quantity as JSON-RPC writes it. Raises NodeError."""
     try:
         return int(said, 16)
     except (TypeError, ValueError) as error:
-        raise NodeError(f'the node {redact(node.url)} answers {method} with {said!r}') from error
+        raise NodeError(f'the node {node.shown} answers {asked} with {said!r}') from error
