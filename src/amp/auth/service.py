@@ -178,9 +178,10 @@ def _parts(url: str) -> SplitResult | None:
     """None for what names no host and port."""
     try:
         parts = urlsplit(url)
-        return parts if parts.hostname and parts.port != 0 else None
+        is_url = bool(parts.hostname) and parts.port != 0
     except ValueError:
         return None
+    return parts if is_url else None
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:
