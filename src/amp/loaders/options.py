@@ -77,11 +77,21 @@ def as_keys(columns: Iterable[Any] | None) -> tuple[str, ...]:
     return names
 
 
-def partition_columns(given: Iterable[str] | str | None) -> tuple[str, ...]:
-    """Partition columns, which a URL names in one text with commas."""
+def partition_columns(given: Any) -> tuple[str, ...]:
+    """Partition columns, which a URL names in one text with commas. Raises ConfigError for what names none, or one twice."""
+    if given is None:
+        return ()
     if isinstance(given, str):
-        return tuple(name.strip() for name in given.split(','))
-    return tuple(given or ())
+        given = [name.strip() for name in given.split(',')]
+    names = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ConfigError(
+            f'partition_by names columns, which {given!r} does not', hint="for example partition_by=['network', 'day']"
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f'partition_by names the column {twice!r} twice', hint='name each column once')
+    return tuple(names)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction
 
 from amplify_db_utils import names
-from amplify_db_utils.errors import StorageUnavailable
+from amplify_db_utils.errors import BadRecord, StorageUnavailable
 from amplify_db_utils.faults import reaching
 from amplify_db_utils.log import Snapshot, partitions_of
 from amplify_db_utils.storage import Storage
@@ -31,6 +31,7 @@ from amplify_db_utils.storage import Storage
 _ROW_GROUP = 1 << 18  # rows
 _MANY_PARTITIONS = 64  # of one call; files for each block of records would be too many
 _LONGEST_BOUND = 64  # characters of a text that is worth keeping as a bound
+_FIRST_DAY, _LAST_DAY = -4_371_587, 2_932_896  # of the years -9999 and 9999, from 1970 on
 Partition: TypeAlias = tuple[str | None, ...]
 
 
@@ -205,7 +206,9 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
         rest = rest.combine_chunks()
     firsts: Any = pa.array(starts if order is None else order[starts])
-    partitions = partitions_of(table.select(list(keys)).take(firsts), keys)
+    values = table.select(list(keys)).take(firsts)
+    _refuse_far_days(values)
+    partitions = partitions_of(values, keys)
     ends = np.append(starts[1:], table.num_rows)
     for texts, start, end in zip(partitions, starts.tolist(), ends.tolist(), strict=True):
         if order is None:
@@ -213,6 +216,16 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
         else:
             places: Any = pa.array(order[start:end])
             yield Group(texts, end - start, rest.schema, partial(rest.take, places))
+
+
+def _refuse_far_days(values: pa.Table) -> None:
+    """Raises BadRecord for a day that the log, which has partition values as text, could not read again."""
+    for key in values.schema:
+        if pa.types.is_date(key.type) or pa.types.is_timestamp(key.type):
+            days: Any = values.column(key.name).cast(pa.date32()).cast(pa.int32())
+            bounds: Any = pc.min_max(days).as_py()
+            if bounds['min'] is not None and not _FIRST_DAY <= bounds['min'] <= bounds['max'] <= _LAST_DAY:
+                raise BadRecord(f'partition key {key.name!r} has a day outside the years -9999 to 9999')
 
 
 def _codes(table: pa.Table, keys: Sequence[str]) -> tuple[np.ndarray[Any, Any], int]:

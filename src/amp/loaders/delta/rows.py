@@ -7,23 +7,26 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as pt
-from deltalake import ColumnProperties, WriterProperties
+from deltalake import ColumnProperties, DeltaTable, WriterProperties
 
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, type_table
-from amp.loaders.deltalog.columns import refuse_twins
+from amp.loaders.deltalog.columns import arrow_schema, refuse_twins
 from amp.loaders.json_text import is_bytes, is_text
 
-__all__ = ['Fitting', 'newest_by_key', 'table_schema', 'writer_properties']
+__all__ = ['Fitting', 'check_partitions', 'newest_by_key', 'table_schema', 'writer_properties']
 
 
 Column: TypeAlias = 'pa.Array[Any]'
 
 # The stubs know arrays of one type at a time.
 _nulls: Any = pa.nulls
+_equal: Any = pc.equal
 
 _ROW = '_amp_row'
+_NULL_FOLDER = '__HIVE_DEFAULT_PARTITION__'
 
 
 def table_schema(schema: pa.Schema) -> pa.Schema:
@@ -31,6 +34,32 @@ def table_schema(schema: pa.Schema) -> pa.Schema:
     refuse_twins(schema)
     landings = type_table('deltalake').landings(schema)
     return pa.schema([pa.field(landing.name, landing.wire) for landing in landings])
+
+
+def check_partitions(schema: pa.Schema, columns: Sequence[str]) -> None:
+    """Whether the log, which has partition values as text, keeps those of `columns` exactly. Raises SchemaError."""
+    for name in columns:
+        kind = schema.field(name).type
+        if is_bytes(kind):
+            raise _no_partition(name, kind, "as hex, encode(column, 'hex') in the query")
+        if pt.is_nested(kind):
+            raise _no_partition(name, kind, 'one of its values, taken out in the query')
+        # delta-rs writes -0.01 as 0.-1, which nobody can read again.
+        if pt.is_decimal(kind) and kind.scale > 0:
+            raise _no_partition(name, kind, 'its whole part, cast in the query')
+    if columns and len(columns) == len(schema):
+        raise SchemaError(
+            'partition_by names every column of the rows, and nothing is left for the files',
+            hint='leave out the columns that the rows are not looked up by',
+        )
+
+
+def _no_partition(name: str, kind: Any, instead: str) -> SchemaError:
+    return SchemaError(
+        f'a Delta table cannot be partitioned by column {name!r}: values of type {kind} do not come back as they were',
+        hint=f'partition by text, a whole number or a date: for example {instead}',
+        column=name,
+    )
 
 
 def writer_properties(schema: pa.Schema) -> WriterProperties:
@@ -51,22 +80,26 @@ class Fitting:
     Raises SchemaError for a type that cannot go; a value that does not fit raises it when it comes.
     """
 
-    def __init__(self, schema: pa.Schema, into: pa.Schema, table: str) -> None:
+    def __init__(self, schema: pa.Schema, table: DeltaTable, name: str) -> None:
+        into = arrow_schema(table)
+        partitions = table.metadata().partition_columns
+        check_partitions(into, partitions)
         self.schema = into
+        self._texts = [column for column in partitions if is_text(into.field(column).type)]
         self.rows = 0
         landings = {landing.name.casefold(): landing for landing in type_table('deltalake').landings(schema)}
-        positions = {name.casefold(): i for i, name in enumerate(schema.names)}
-        own = {name.casefold() for name in into.names}
-        homeless = [name for name in schema.names if name.casefold() not in own]
+        positions = {column.casefold(): i for i, column in enumerate(schema.names)}
+        own = {column.casefold() for column in into.names}
+        homeless = [column for column in schema.names if column.casefold() not in own]
         if homeless:
             # Somebody has put another table in its place since it was prepared.
-            raise SchemaError(f'the table {table!r} has no column {homeless[0]!r} any more', column=homeless[0])
+            raise SchemaError(f'the table {name!r} has no column {homeless[0]!r} any more', column=homeless[0])
         self._columns = [
             (field, positions.get(field.name.casefold(), -1), landings.get(field.name.casefold())) for field in into
         ]
         for field, _, landing in self._columns:
             if landing is not None:
-                _refuse_unless_castable(landing, field, table)
+                _refuse_unless_castable(landing, field, name)
 
     def batch(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The rows as the table has them."""
@@ -75,7 +108,16 @@ class Fitting:
             _nulls(batch.num_rows, field.type) if landing is None else _cast(landing, batch.column(position), field)
             for field, position, landing in self._columns
         ]
-        return pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        landed = pa.RecordBatch.from_arrays(columns, schema=self.schema)
+        for name in self._texts:
+            # delta-rs tells the partitions of one write by their folders, and null has this one.
+            if pc.any(_equal(landed.column(name), _NULL_FOLDER)).as_py():
+                raise SchemaError(
+                    f'column {name!r} has the text {_NULL_FOLDER!r}, which as a partition is null',
+                    hint='nothing of the unit was kept; leave the row out, or load into a table without partitions',
+                    column=name,
+                )
+        return landed
 
 
 def newest_by_key(rows: pa.Table, keys: Sequence[str], table: str) -> pa.Table:

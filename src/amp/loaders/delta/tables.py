@@ -11,7 +11,7 @@ from deltalake import Schema as DeltaSchema
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from amp.errors import DestinationError, LoadError, SchemaError
-from amp.loaders.delta.rows import table_schema
+from amp.loaders.delta.rows import check_partitions, table_schema
 from amp.loaders.deltalog.columns import arrow_schema
 from amp.loaders.deltalog.errors import explained, uses_delta
 from amp.loaders.deltalog.files import Files, folder_name, joined, located
@@ -143,7 +143,10 @@ class DeltaTables:
             raise SchemaError(
                 f'the rows have no column {missing[0]!r} to partition by', hint=f'columns: {", ".join(schema.names)}'
             )
-        return [] if missing else self._partition_by
+        if missing:
+            return []
+        check_partitions(schema, self._partition_by)
+        return self._partition_by
 
     def _until_alone(self, attempt: Callable[[], None], name: str) -> None:
         """Try again while other writers come first."""

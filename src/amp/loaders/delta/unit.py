@@ -58,7 +58,7 @@ class DeltaUnit:
     def write(self, batch: pa.RecordBatch) -> int:
         """Take stamped rows."""
         if self._fitting is None:
-            self._fitting = Fitting(batch.schema, self._schema, self._table_name)
+            self._fitting = Fitting(batch.schema, self._commit.table, self._table_name)
         landed = self._fitting.batch(batch)
         if self._feed is None:
             self._feed = Feed(self._schema, self._consume)

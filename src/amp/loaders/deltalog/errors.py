@@ -61,10 +61,9 @@ def sentence(error: Exception, place: str) -> AmpError:
     found = _OS_ERROR.search(str(error))
     code = int(found.group(1)) if found is not None else getattr(error, 'errno', None)
     place = redact(place)
-    if code in _NO_SPACE:
-        return DestinationError(f'the disk of {place} is full', hint=f'{_KEPT_NOTHING}; free some space', path=place)
-    if code in _NOT_ALLOWED or isinstance(error, PermissionError):
-        return DestinationError(f'{place} may not be written: {text}', hint='check its permissions', path=place)
+    unwritten = _unwritten(code, error, place, text)
+    if unwritten is not None:
+        return unwritten
     if isinstance(error, TableNotFoundError):
         return LoadError(f'there is no Delta table at {place}', path=place)
     if isinstance(error, SchemaMismatchError):
@@ -82,6 +81,20 @@ def sentence(error: Exception, place: str) -> AmpError:
         )
     failed.retryable = is_transient(error, place)
     return failed
+
+
+def _unwritten(code: int | None, error: Exception, place: str, text: str) -> DestinationError | None:
+    if code in _NO_SPACE:
+        return DestinationError(f'the disk of {place} is full', hint=f'{_KEPT_NOTHING}; free some space', path=place)
+    if code in _NOT_ALLOWED or isinstance(error, PermissionError):
+        return DestinationError(f'{place} may not be written: {text}', hint='check its permissions', path=place)
+    if code == errno.ENAMETOOLONG:
+        return DestinationError(
+            f'a name below {place} is too long for its disk: {text}',
+            hint=f'{_KEPT_NOTHING}; each value of a partition column is the name of a folder: partition by a short one',
+            path=place,
+        )
+    return None
 
 
 def is_transient(error: Exception, place: str) -> bool:

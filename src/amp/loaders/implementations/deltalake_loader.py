@@ -133,7 +133,7 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
     def _load_reader_impl(self, reader: pa.RecordBatchReader, table_name: str, **kwargs: Any) -> int:
         table = self.open_table(table_name)
         before = table.version()
-        fitting = Fitting(reader.schema, arrow_schema(table), table_name)
+        fitting = Fitting(reader.schema, table, table_name)
         if kwargs.get('key_columns') and kwargs.get('mode') in {LoadMode.UPSERT, LoadMode.MERGE}:
             self._merge(reader, fitting, table_name, kwargs['key_columns'])
             return fitting.rows

@@ -23,7 +23,7 @@ from amp.loaders.stamps import STAMP_COLUMNS, stamped_schema
 from amplify_db_utils import DuckDBParquetConfig, DuckDBParquetStore, SchemaConflict
 from amplify_db_utils.adopt import parquet_files
 from amplify_db_utils.log import Snapshot, TableLog
-from amplify_db_utils.schema import log_fields
+from amplify_db_utils.schema import check_new, log_fields
 
 __all__ = ['ParquetTables', 'declared_schema', 'user_columns']
 
@@ -159,6 +159,7 @@ class ParquetTables:
             wanted = pa.schema(
                 [*(f for f in wanted if f.name in STAMP_COLUMNS), *(wanted.field(n) for n in user_columns(wanted))]
             )
+        check_new(wanted, keys)
         columns: Any = DeltaSchema(log_fields(wanted)).to_arrow()
         table = DeltaTable(log.uri, storage_options=log.storage.options)
         if user_columns(pa.schema(cast('Any', table.schema().to_arrow()))):

@@ -203,6 +203,107 @@ def test_partitions(tmp_path):
         assert numbers(db) == [0, 9]
 
 
+def _shown(values: pa.Array) -> list[str | None]:
+    """As text, in which a NaN is as good as another and -0.0 is not 0.0; days and instants as the numbers they are."""
+    plain = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    if pa.types.is_temporal(plain.type):
+        plain = plain.cast(pa.int32() if pa.types.is_date32(plain.type) else pa.int64())
+    return plain.cast(pa.string()).to_pylist()
+
+
+_EXACT_KEYS = {
+    'numbers': pa.array([-(2**63), 2**63 - 1, None]),
+    'uint64': pa.array([0, 2**64 - 1, None], pa.uint64()),
+    'floats': pa.array([float('nan'), float('inf'), -0.0, 0.0, 0.1, None]),
+    'whole decimals': pa.array([Decimal(1 - 10**38), Decimal(10**38 - 1), None], pa.decimal128(38, 0)),
+    'switches': pa.array([True, False, None]),
+    'text': pa.array(['', 'a/../b', '..', 'ü %=\n\0', 'null', '\\u0041', '%41', ' a ', None]),
+    'days': pa.array([-719_162, -1, 0, 5_000_000, None], pa.int32()).cast(pa.date32()),
+    'instants': pa.array([-(2**55), -1_000_001, -1, 0, 2**55, None], pa.timestamp('us', 'UTC')),
+    'local times': pa.array([-(2**55), -1_000_001, -1, 0, 2**55, None], pa.timestamp('us')),
+    'coded': pa.array(['a', 'b', None]).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize('keys', _EXACT_KEYS.values(), ids=_EXACT_KEYS.keys())
+def test_a_partition_key_comes_back_exactly(tmp_path, keys):
+    with DeltaLakeLoader({'root': str(tmp_path), 'partition_by': 'k/ü'}) as db:
+        result = db.load_table(pa.table({'x': range(len(keys)), 'k/ü': keys}), 't')
+        assert result.success, result.error
+        back = db.scan('t').read_all().sort_by('x')['k/ü'].combine_chunks()
+    assert _shown(back) == _shown(keys)
+
+
+def test_a_text_that_stands_for_null_in_the_names_of_partitions_is_refused(tmp_path):
+    with DeltaLakeLoader({'root': str(tmp_path), 'partition_by': 'k'}) as db:
+        refused = db.load_table(pa.table({'k': ['a', '__HIVE_DEFAULT_PARTITION__', None], 'v': [1, 2, 3]}), 't')
+        assert "column 'k' has the text '__HIVE_DEFAULT_PARTITION__'" in refused.error
+        assert db.load_table(pa.table({'v': [1], 'k': [None]}), 't').success
+        assert db.scan('t').read_all().num_rows == 1
+
+
+_INEXACT_KEYS = {
+    'bytes': pa.array([b'\x00\x11\xff\xab']),
+    'fixed bytes': pa.array([b'\x00\xff'], pa.binary(2)),
+    'coded bytes': pa.array([b'a']).dictionary_encode(),
+    'decimal': pa.array([Decimal('-0.01')], pa.decimal128(10, 2)),
+    'list': pa.array([[1]]),
+    'struct': pa.array([{'a': 1}]),
+    'map': pa.array([[('a', 1)]], pa.map_(pa.string(), pa.int64())),
+}
+
+
+@pytest.mark.parametrize('keys', _INEXACT_KEYS.values(), ids=_INEXACT_KEYS.keys())
+def test_a_partition_key_that_would_not_come_back_is_refused_before_the_first_row(tmp_path, keys):
+    rows = pa.table({'block_num': pa.array([1], pa.int64()), 'odd one': keys})
+    one = ResponseBatch.data_batch(rows.to_batches()[0], BatchMetadata([eth(0, 9, '0xa')], ranges_complete=True))
+    with DeltaLakeLoader({'root': str(tmp_path), 'partition_by': 'odd one'}) as db:
+        refused = db.load_table(rows, 'plain')
+        assert "cannot be partitioned by column 'odd one'" in refused.error
+        with pytest.raises(SchemaError, match='odd one'):
+            stream(db, one)
+        assert not db.table_exists('plain')
+        assert not db.table_exists('t')
+    with DeltaLakeLoader({'root': str(tmp_path)}) as db:
+        assert db.load_table(rows, 'plain').success
+        stream(db, one)
+
+
+def test_a_table_of_somebody_else_that_is_partitioned_by_bytes_gets_no_rows(db):
+    rows = pa.table({'x': [1], 'k': [b'ab']})
+    DeltaTable.create(db.place_of('t'), rows.schema, partition_by=['k'])
+    assert "cannot be partitioned by column 'k'" in db.load_table(rows, 't').error
+    batch = pa.record_batch({'x': [1], 'k': [b'ab']})
+    with pytest.raises(SchemaError, match="column 'k'"):
+        stream(db, ResponseBatch.data_batch(batch, BatchMetadata([eth(0, 9, '0xa')], ranges_complete=True)))
+    assert db.scan('t').read_all().num_rows == 0
+
+
+@pytest.mark.parametrize('named', ['d,d', ['d', 'd'], '', 'd,', [''], 5, [5], b'd', {'d': 1}.items()], ids=repr)
+def test_partition_columns_that_mean_nothing_are_refused_when_the_loader_is_made(tmp_path, named):
+    with pytest.raises(ConfigError, match='partition_by names'):
+        DeltaLakeLoader({'root': str(tmp_path), 'partition_by': named})
+
+
+def test_partition_columns_that_do_not_fit_the_rows_leave_the_name_free(tmp_path):
+    rows = pa.table({'d': [1], 'a': [2]})
+    for named in (['nope'], ['D'], ['d', 'a']):
+        with DeltaLakeLoader({'root': str(tmp_path), 'partition_by': named}) as db:
+            assert 'partition' in db.load_table(rows, 't').error
+            assert not db.table_exists('t')
+    with DeltaLakeLoader({'root': str(tmp_path)}) as db:
+        assert db.load_table(rows, 't').success
+
+
+def test_a_partition_value_that_is_no_name_of_a_folder_is_told(tmp_path):
+    with DeltaLakeLoader({'root': str(tmp_path), 'partition_by': 'k'}) as db:
+        refused = db.load_table(pa.table({'k': ['x' * 300], 'v': [1]}), 't')
+        assert 'too long' in refused.error
+        assert 'partition column' in refused.error
+        assert db.load_table(pa.table({'k': ['y'], 'v': [1]}), 't').success
+        assert db.scan('t').read_all().to_pydict() == {'k': ['y'], 'v': [1]}
+
+
 # Streams
 
 

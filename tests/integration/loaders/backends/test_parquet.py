@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import amp
-from amp.errors import ConfigError, IntegrityError, LoadError, StaleEpochError
+from amp.errors import ConfigError, IntegrityError, LoadError, SchemaError, StaleEpochError
 from amp.loaders.implementations.parquet_loader import ParquetConfig, ParquetLoader
 from amp.loaders.stamps import TX_ID, stamp
 from amp.loaders.unit import Claim, StreamJob
@@ -241,6 +241,35 @@ def test_partitions(tmp_path):
         stream(db, ResponseBatch.reorg_batch([eth(10, 29, '0xd')]))
         assert db.store.distinct_values('t', ['block_num']) == [{'block_num': 0}, {'block_num': 9}]
         assert numbers(db) == [0, 9]
+
+
+def test_bytes_as_a_partition_key_are_refused_and_the_name_stays_free(tmp_path):
+    rows = pa.record_batch({'block_num': pa.array([1], pa.int64()), 'address': pa.array([b'\0\xff'], pa.binary(2))})
+    one = ResponseBatch.data_batch(rows, BatchMetadata([eth(0, 9, '0xa')], ranges_complete=True))
+    with ParquetLoader({'root': str(tmp_path), 'partition_by': 'address'}) as db:
+        with pytest.raises(SchemaError, match=r"'address' of type .* cannot be a partition key"):
+            stream(db, one)
+        assert not db.table_exists('t')
+        assert 'cannot be a partition key' in db.load_table(pa.table(rows), 'plain').error
+    with ParquetLoader({'root': str(tmp_path)}) as db:
+        stream(db, one)
+        assert db.scan('t').read_all().to_pydict() == {'block_num': [1], 'address': [b'\0\xff']}
+
+
+@pytest.mark.parametrize('kind', [pa.date32(), pa.timestamp('us'), pa.timestamp('us', 'UTC')], ids=str)
+def test_a_partition_of_a_day_that_the_log_cannot_read_again_is_refused(tmp_path, kind):
+    def days(*given: int) -> pa.Array:
+        return pa.array(given, pa.int32()).cast(pa.date32()).cast(kind)
+
+    with ParquetLoader({'root': str(tmp_path), 'partition_by': 'day'}) as db:
+        kept = days(-4_371_587, -719_162, -1, 0, 2_932_896)
+        assert db.load_table(pa.table({'day': kept, 'x': range(5)}), 't').success
+        for far in (2_932_897, -4_371_588):
+            refused = db.load_table(pa.table({'day': days(0, far), 'x': [8, 9]}), 't')
+            assert "'day' has a day outside the years" in refused.error
+        rows = db.scan('t').read_all().sort_by('x')
+        assert rows['x'].to_pylist() == [0, 1, 2, 3, 4]
+        assert rows['day'].combine_chunks().equals(kept)
 
 
 def test_many_small_batches_become_few_files(db):
