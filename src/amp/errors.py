@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 _SCHEME = r'(?P<scheme>[a-z][a-z0-9+.\-]*://)'
-_USER = r'(?P<user>[^:@/\s]*)'
+_USER = r'(?P<user>[^:@\s]*)'
 _HUSHED = r'(?P<key>[\w.-]*(?:password|passwd|secret|token|credential|(?:private|api|account|access|sas)[_-]?key)[\w-]*'
 # A password may hold an @: it ends at the last one of its word.
 _USERINFO = re.compile(rf'{_SCHEME}{_USER}:(?P<password>\S*)@', re.IGNORECASE)

@@ -334,6 +334,7 @@ def test_an_at_sign_after_the_server_is_a_value_where_it_can_be_one():
     ('text', 'shown'),
     [
         ('cannot reach postgresql://me:p@ss@host/db now', 'cannot reach postgresql://me:***@host/db now'),
+        ('to postgresql://me/x:p@host/db now', 'to postgresql://me/x:***@host/db now'),
         ('grpc://a:1602 and pg://me:x@b', 'grpc://a:1602 and pg://me:***@b'),
         ("host=a password='two words' dbname=b", 'host=a password=*** dbname=b'),
         ("{'s3.secret-access-key': 'abc', 'region': 'x'}", "{'s3.secret-access-key': '***', 'region': 'x'}"),

@@ -140,6 +140,8 @@ def test_addresses(url: str, endpoint: Endpoint, location: str) -> None:
         ('grpc://h:1/x', 'after the port'),
         ('grpc://h:1?x=1', 'after the port'),
         ('grpc://user:hunter2@h', 'AMP_AUTH_TOKEN'),
+        ('grpc://user:hunter2/x@h', 'what follows grpc:// is not a URL'),
+        ('grpc://user/x:hunter2@h', 'after the port'),
     ],
 )
 def test_what_is_wrong_with_an_address_is_named(url: str, says: str) -> None:

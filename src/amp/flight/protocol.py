@@ -182,8 +182,12 @@ def parse_endpoint(url: str) -> Endpoint:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f'{redact(url)!r} is not a URL: {error}', hint=_example()) from error
+    except ValueError:
+        parts, host, port = urlsplit(''), None, None
+    if not parts.scheme:
+        # Neither chained nor told: the parser's error quotes what it takes for a port, and that may be a password.
+        shown = f'what follows {text.partition("://")[0]}://' if '@' in text else repr(text)
+        raise ConfigError(f'{shown} is not a URL with a host and a port', hint=_example())
     if parts.scheme not in SCHEMES:
         raise ConfigError(
             f'{redact(url)!r} has the scheme {parts.scheme!r}, which is not one of an Amp server',
