@@ -196,6 +196,12 @@ def test_simulated_stored_and_derived_upon_derived(tmp_path):
         ('[datasets.a]\nkind = "sim"', r"datasets\.a: Input tag 'sim'"),
         ('[datasets.a]\nkind = "evm-rpc"', r'datasets\.a\.evm-rpc\.url: Field required'),
         ('[datasets.a]\nkind = "simulator"\nblock = 3', r'block: Extra inputs'),
+        ('[datasets.a]\nkind = "simulator"\nlogs_per_block = -3', r'logs_per_block.*greater than or equal to 0'),
+        ('[datasets.a]\nkind = "simulator"\nlogs_per_block = [5, 2]', r'a \(lowest, highest\), not \(5, 2\)'),
+        ('[datasets.a]\nkind = "simulator"\nfirst_block = 18446744073709551610', r'first_block: Input should be less'),
+        ('[datasets.a]\nkind = "simulator"\nblock_time = inf', r'block_time: Input should be a finite number'),
+        ('[datasets.a]\nkind = "simulator"\nversion = "01.0.0"', r'version: String should match'),
+        ('[datasets.a]\nkind = "simulator"\nnetwork = ""', r'network: String should have at least 1'),
         ('[datasets.A-b]\nkind = "simulator"', r'datasets\.A-b'),
         ('x = ', 'is no TOML'),
         ('', 'datasets: Field required'),
@@ -245,6 +251,13 @@ def test_a_port_in_use_is_said_and_nothing_is_left_listening():
             assert httpx.get(f'{other.admin_url}/healthz').status_code == 200
     with pytest.raises(ConfigError, match='cannot listen on'):
         LocalAmp.simulate(host='203.0.113.7').start()
+
+
+@pytest.mark.parametrize('pair', [('port', 'jsonl_port'), ('port', 'admin_port'), ('jsonl_port', 'admin_port')], ids='-'.join)
+def test_one_port_for_two_is_said(pair):
+    port = free_port()
+    with pytest.raises(ConfigError, match=f'{pair[0]} and {pair[1]} are both {port}'):
+        LocalAmp.simulate(**dict.fromkeys(pair, port)).start()
 
 
 def test_the_command_serves_a_file(tmp_path):

@@ -121,7 +121,10 @@ def _mine(server: LocalAmp, block_times: dict[str, float]) -> None:
         if name is None:
             pause.wait(3600)
             continue
-        pause.wait(max(due[name] - time.monotonic(), 0))
+        if (left := due[name] - time.monotonic()) > 0:
+            # No wait is longer than Python allows.
+            pause.wait(min(left, 3600))
+            continue
         server.mine(1, dataset=name)
         due[name] += block_times[name]
 

@@ -19,8 +19,12 @@ __all__ = ['DerivedDataset', 'NodeDataset', 'ParquetDataset', 'ServerConfig', 'S
 Name = Annotated[str, StringConstraints(pattern=r'^[a-z_][a-z0-9_]*$')]
 TableName = Annotated[str, StringConstraints(pattern=rf'^{TABLE}$')]
 VersionText = Annotated[str, StringConstraints(pattern=rf'^{SEMVER}$')]
+Network = Annotated[str, StringConstraints(min_length=1)]
+LogCount = Annotated[int, Field(ge=0, le=1_000_000)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 
+# Those after twice as many have no time in nanoseconds.
+_LAST_BLOCK = 300_000_000
 _VARIABLE = re.compile(r'\$\{(\w+)\}')
 
 
@@ -33,12 +37,12 @@ class SimulatedDataset(_Strict):
 
     kind: Literal['simulator']
     version: VersionText = '0.0.1'
-    network: str = 'simnet'
+    network: Network = 'simnet'
     seed: int = 1
-    blocks: int = Field(default=1000, ge=0)
-    block_time: float = Field(default=2.0, ge=0)
-    first_block: int = Field(default=0, ge=0)
-    logs_per_block: int | tuple[int, int] = 10
+    blocks: int = Field(default=1000, ge=0, le=_LAST_BLOCK)
+    block_time: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    first_block: int = Field(default=0, ge=0, le=_LAST_BLOCK)
+    logs_per_block: LogCount | tuple[LogCount, LogCount] = 10
 
     def source(self, folder: Path) -> Source:
         """The chain."""
@@ -57,7 +61,7 @@ class NodeDataset(_Strict):
     kind: Literal['evm-rpc']
     version: VersionText = '0.0.1'
     url: str
-    network: str | None = None
+    network: Network | None = None
     store: Path | None = None
     start_block: int = Field(default=0, ge=0)
     poll_seconds: float = Field(default=1.0, gt=0)
@@ -88,7 +92,7 @@ class ParquetDataset(_Strict):
     kind: Literal['parquet']
     version: VersionText = '0.0.1'
     path: Path
-    network: str | None = None
+    network: Network | None = None
 
     def source(self, folder: Path) -> Source:
         """The chain. Raises ConfigError and SourceError."""

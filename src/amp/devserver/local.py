@@ -185,6 +185,7 @@ class LocalAmp:
     def start(self) -> Self:
         """Listen. A port of 0 becomes a free one, which a later start takes again. Raises ConfigError for one in use."""
         if self._server is None:
+            self._check_ports()
             check_free(self._host, self._port)
             self._listen_http()
             self._server = AmpFlightServer(
@@ -216,6 +217,15 @@ class LocalAmp:
         self.stop()
         for source in self._sources.values():
             source.close()
+
+    def _check_ports(self) -> None:
+        ports = {'port': self._port} | {f'{name}_port': port for name, port in self._http_ports.items()}
+        taken: dict[int, str] = {}
+        for name, port in ports.items():
+            if port and taken.setdefault(port, name) != name:
+                raise ConfigError(
+                    f'{taken[port]} and {name} are both {port}', hint='choose another port for one; 0 takes a free one'
+                )
 
     def _listen_http(self) -> None:
         """Start the HTTP servers that have a port; none when one of them cannot have it."""

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from amp.devserver import schemas
 from amp.devserver.chain import ZERO_HASH, Block, Chain, Segment
+from amp.errors import ConfigError
 
 __all__ = ['TRANSFER_TOPIC', 'Simulator', 'build_segment']
 
@@ -38,7 +39,8 @@ _CHAIN_ID = 1337
 class Simulator:
     """The node of a made-up chain: it mines, it forks, and the store follows it by `sync`.
 
-    `logs_per_block` is a number, or the (lowest, highest) between which each block's number lies.
+    `logs_per_block` is a number, or the (lowest, highest) between which each block's number lies. Raises ConfigError
+    for others.
     """
 
     def __init__(
@@ -51,7 +53,7 @@ class Simulator:
     ) -> None:
         low, high = (logs_per_block, logs_per_block) if isinstance(logs_per_block, int) else logs_per_block
         if not 0 <= low <= high:
-            raise ValueError(f'logs_per_block is a number or a (lowest, highest), not {logs_per_block!r}')
+            raise ConfigError(f'logs_per_block is a number from 0 on or a (lowest, highest), not {logs_per_block!r}')
         self._chain = chain
         self._seed = seed
         self._logs_per_block = (low, high)
