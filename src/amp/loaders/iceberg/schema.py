@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from amp.loaders.iceberg.commit import NO_RETRIES
 from amp.loaders.iceberg.files import top_columns
 from amp.loaders.stamps import TX_ID
 
-__all__ = ['add_columns', 'landings', 'make_table', 'missing_columns', 'partition_field']
+__all__ = ['add_columns', 'landings', 'make_table', 'missing_columns', 'partition_fields']
 
 _PROPERTIES = {
     # One small manifest a commit is too many to read after a while.
@@ -25,6 +26,9 @@ _PROPERTIES = {
     f'write.metadata.metrics.column.{TX_ID}': 'full',
 }
 _MOST_TRIES = 20
+_TRANSFORMS = ('identity', 'year', 'month', 'day', 'hour', 'void')
+_SIZED = re.compile(r'(?:bucket|truncate)\[(\d{1,10})\]', re.ASCII)
+_EXAMPLE = "['network', 'day(timestamp)', 'bucket[16](address)']"
 
 
 def landings(schema: pa.Schema) -> list[Landing]:
@@ -57,30 +61,58 @@ def _has_empty_struct(kind: Any) -> bool:
     return bool(pa.types.is_map(kind)) and _has_empty_struct(kind.item_type)
 
 
-def partition_field(given: str | Mapping[str, Any]) -> tuple[str, str]:
-    """Column and transform of a partition, as pyiceberg writes transforms: `day`, `bucket[16]`. Raises ConfigError."""
+def partition_fields(given: Any) -> list[tuple[str, str]]:
+    """Column and transform of each partition, as pyiceberg writes transforms: `day`, `bucket[16]`. Raises ConfigError."""
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise ConfigError(
+            f'partition_spec is a list of partitions, not {given!r}', hint=f'for example partition_spec={_EXAMPLE}'
+        )
+    found = [_partition_field(partition) for partition in given]
+    columns = [column for column, _ in found]
+    twice = next((column for column in columns if columns.count(column) > 1), None)
+    if twice is not None:
+        raise ConfigError(
+            f'partition_spec names the column {twice!r} twice', hint='leave one of the two: a column partitions once'
+        )
+    return found
+
+
+def _partition_field(given: object) -> tuple[str, str]:
     if isinstance(given, Mapping):
-        unknown = set(given) - {'column', 'transform'}
-        if unknown or 'column' not in given:
+        if set(given) - {'column', 'transform'} or 'column' not in given:
             raise ConfigError(f'a partition has a column and a transform, not {dict(given)!r}')
-        return str(given['column']), str(given.get('transform', 'identity'))
-    text = str(given)
-    if text.endswith(')') and '(' in text:
-        transform, _, column = text[:-1].partition('(')
-        return column, transform
-    return text, 'identity'
+        column, transform = given['column'], given.get('transform', 'identity')
+    else:
+        column, transform = given, 'identity'
+        if isinstance(given, str) and given.endswith(')') and '(' in given:
+            transform, _, column = given[:-1].partition('(')
+    if not isinstance(column, str) or not column:
+        raise ConfigError(
+            f'a partition of partition_spec names a column, not {given!r}', hint=f'for example {_EXAMPLE}'
+        )
+    if not isinstance(transform, str) or not _is_transform(transform):
+        raise ConfigError(
+            f'partition_spec: {transform!r} of column {column!r} is no transform of Iceberg',
+            hint=f'{", ".join(_TRANSFORMS)}, bucket[16] and truncate[10] are, with a number above 0: {_EXAMPLE}',
+        )
+    return column, transform
+
+
+def _is_transform(text: str) -> bool:
+    sized = _SIZED.fullmatch(text)
+    return text in _TRANSFORMS if sized is None else 0 < int(sized.group(1)) < 2**31
 
 
 def make_table(
     tables: CatalogTables,
     name: str,
     wire: pa.Schema,
-    partitions: Sequence[str | Mapping[str, Any]],
+    partitions: Sequence[tuple[str, str]],
     properties: Mapping[str, str],
     records: Mapping[str, str],
 ) -> bool:
     """Make a table with everything that it begins with, at once; False when it is there by now. Raises ConfigError."""
-    for column, _ in map(partition_field, partitions):
+    for column, _ in partitions:
         if column not in wire.names:
             raise ConfigError(f'partition_spec names the column {column!r}', hint=f'columns: {", ".join(wire.names)}')
     with explained(tables.shown):
@@ -92,7 +124,7 @@ def make_table(
                 properties={**_PROPERTIES, **properties, **NO_RETRIES, **records},
             )
             with transaction, transaction.update_spec() as spec:
-                for column, transform in map(partition_field, partitions):
+                for column, transform in partitions:
                     _add_partition(spec, column, transform)
         except (TableAlreadyExistsError, CommitFailedException):
             return False

@@ -19,7 +19,7 @@ from amp.loaders.iceberg.commit import Change, commit
 from amp.loaders.iceberg.files import arrow_schema, top_columns
 from amp.loaders.iceberg.maintenance import Upkeep, compact, expire_snapshots, remove_orphans
 from amp.loaders.iceberg.scan import scan_batches
-from amp.loaders.iceberg.schema import add_columns, landings, make_table, missing_columns, partition_field
+from amp.loaders.iceberg.schema import add_columns, landings, make_table, missing_columns, partition_fields
 from amp.loaders.iceberg.streams import StreamRecord, newborn, read_records
 from amp.loaders.iceberg.unit import REPLACING, PlainUnit, StreamUnit, current
 from amp.loaders.stamps import STAMP_COLUMNS
@@ -84,8 +84,7 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
                 "iceberg needs the configuration key 'warehouse' or 'catalog_config'",
                 hint="for example warehouse='/data/lake', or catalog_config={'type': 'rest', 'uri': 'https://...'}",
             )
-        for partition in parsed.partition_spec:
-            partition_field(partition)
+        partition_fields(parsed.partition_spec)
         return parsed
 
     @property
@@ -147,9 +146,8 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
             records[key.name] = newborn(key.name, claim, records).taken_by(claim)
         documents = {key: text for record in records.values() for key, text in record.to_property().items()}
         config = self.config
-        made = make_table(
-            self.tables, table_name, wire, config.partition_spec, config.default_table_properties, documents
-        )
+        partitions = partition_fields(config.partition_spec)
+        made = make_table(self.tables, table_name, wire, partitions, config.default_table_properties, documents)
         if not made:
             return False
         for key in unborn:

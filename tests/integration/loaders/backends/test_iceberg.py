@@ -222,6 +222,43 @@ def test_columns_come_by_evolution_or_are_refused(lake):
     assert "column 'a'" in clash.error
 
 
+@pytest.mark.parametrize(
+    ('spec', 'told'),
+    [
+        (5, 'list of partitions'),
+        ('day(ts), s', 'list of partitions'),
+        ({'column': 's'}, 'list of partitions'),
+        ([5], 'names a column'),
+        ([''], 'names a column'),
+        (['day()'], 'names a column'),
+        (['bucket[0](s)'], 'no transform'),
+        (['bucket[4294967296](s)'], 'no transform'),
+        (['bucket(s)'], 'no transform'),
+        (['truncate[-1](s)'], 'no transform'),
+        (['truncate[x](s)'], 'no transform'),
+        (['bucket[4]x(s)'], 'no transform'),
+        (['foo(s)'], 'no transform'),
+        ([{'column': 's', 'transform': 4}], 'no transform'),
+        (['s', 's'], "'s' twice"),
+        (['s', 'bucket[2](s)'], "'s' twice"),
+        (['bucket[4](s)', 'truncate[2](s)'], "'s' twice"),
+    ],
+    ids=repr,
+)
+def test_a_partition_spec_that_means_nothing_is_refused_when_the_loader_is_made(tmp_path, spec, told):
+    with pytest.raises(ConfigError, match=told) as refused:
+        IcebergLoader({'warehouse': str(tmp_path), 'partition_spec': spec})
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize('spec', ['day(s)', 'truncate[3](fixed)', 'l', 'S'])
+def test_a_transform_that_does_not_fit_its_column_makes_no_table(tmp_path, spec):
+    rows = pa.table({'s': ['a'], 'fixed': pa.array([b'abcd'], pa.binary(4)), 'l': [[1]]})
+    with IcebergLoader({'warehouse': str(tmp_path), 'partition_spec': [spec]}) as lake:
+        assert 'partition_spec' in lake.load_table(rows, 't').error
+        assert not lake.table_exists('t')
+
+
 def test_partitions_by_transform_are_one_commit(tmp_path):
     spec = ['day(when)', {'column': 'address', 'transform': 'bucket[4]'}]
     config = {
