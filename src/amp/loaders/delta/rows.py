@@ -121,7 +121,7 @@ class Fitting:
 
 
 def newest_by_key(rows: pa.Table, keys: Sequence[str], table: str) -> pa.Table:
-    """The last row of each key, in the order of the rows. Raises SchemaError for a key that is missing or null."""
+    """The last row of each key, in the order of the rows. Raises SchemaError for a key that is missing, null or floating-point."""
     for key in keys:
         if key not in rows.schema.names:
             listed = ', '.join(rows.schema.names)
@@ -130,6 +130,13 @@ def newest_by_key(rows: pa.Table, keys: Sequence[str], table: str) -> pa.Table:
             raise SchemaError(
                 f'{rows[key].null_count} rows for {table!r} have no value in the key column {key!r}',
                 hint='a row without a key replaces nothing: leave it out in the query, or append',
+                column=key,
+            )
+        if pt.is_floating(rows.schema.field(key).type):
+            raise SchemaError(
+                f'the column {key!r} of type {rows.schema.field(key).type} cannot be a key of {table!r}: NaN and -0.0 '
+                'are equal in one place and not in the next',
+                hint='choose a key of whole numbers, decimals, text or bytes, or cast it in the query',
                 column=key,
             )
     numbered = rows.select(list(keys)).append_column(_ROW, pa.array(np.arange(rows.num_rows)))

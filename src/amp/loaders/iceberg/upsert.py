@@ -81,6 +81,14 @@ class Stage:
         nested = [key for key in keys if pt.is_nested(schema.field(key).type)]
         if nested:
             raise SchemaError(f'the column {nested[0]!r} of type {schema.field(nested[0]).type} cannot be a key')
+        floats = [key for key in keys if pt.is_floating(schema.field(key).type)]
+        if floats:
+            raise SchemaError(
+                f'the column {floats[0]!r} of type {schema.field(floats[0]).type} cannot be a key: NaN and -0.0 are equal in '
+                'one place and not in the next',
+                hint='choose a key of whole numbers, decimals, text or bytes, or cast it in the query',
+                column=floats[0],
+            )
         self._schema = schema
         self._keys = tuple(keys)
         self._folder = tempfile.TemporaryDirectory(prefix='amp-iceberg-', ignore_cleanup_errors=True)

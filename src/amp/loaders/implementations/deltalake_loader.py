@@ -158,7 +158,8 @@ class DeltaLakeLoader(DataLoader[DeltaLakeStorageConfig]):
     def _merge(self, reader: pa.RecordBatchReader, fitting: Fitting, table_name: str, keys: Sequence[str]) -> None:
         """Put rows in the place of those with the same keys, in one commit; again when others change the table."""
         rows = pa.Table.from_batches([fitting.batch(batch) for batch in reader], fitting.schema)
-        rows = newest_by_key(rows, [_own_name(fitting.schema, key) for key in keys], table_name)
+        keys = list(dict.fromkeys(_own_name(fitting.schema, key) for key in keys))
+        rows = newest_by_key(rows, keys, table_name)
         values = {quote(name): f'source.{quote(name)}' for name in rows.schema.names}
         same = ' AND '.join(f'target.{quote(k)} = source.{quote(k)}' for k in keys)
         with explained(self.place_of(table_name)):

@@ -178,6 +178,26 @@ def test_upsert_replaces_by_key_and_the_last_of_equals_counts(db):
     assert rows == {'k"ey': [1, 2, 3, 4], 'from': [b'a', b'B', b'c', b'D']}
 
 
+def test_a_key_may_be_in_another_case_than_the_column_of_the_table(db):
+    db.load_table(pa.table({'Key': [1, 2], 'v': ['a', 'b']}), 't')
+    for new, keys in (({'key': [2], 'v': ['B']}, ['KEY']), ({'Key': [1], 'v': ['A']}, ['key', 'Key'])):
+        result = db.load_table(pa.table(new), 't', mode='upsert', key_columns=keys)
+        assert result.success, result.error
+    assert db.scan('t').read_all().sort_by('Key').to_pydict() == {'Key': [1, 2], 'v': ['A', 'B']}
+
+
+@pytest.mark.parametrize('kind', [pa.float16(), pa.float32(), pa.float64()], ids=str)
+def test_a_floating_point_key_is_refused_by_name(db, kind):
+    """0.0 and -0.0 are one number and two keys, and a NaN is not equal to itself: rows would be there twice."""
+    rows = pa.table({'k': pa.array([0.0, -0.0, float('nan')]).cast(kind), 'v': ['a', 'b', 'c']})
+    assert db.load_table(rows, 't').success
+    for mode in ('upsert', 'merge'):
+        refused = db.load_table(rows, 't', mode=mode, key_columns=['v', 'k'])
+        assert not refused.success
+        assert "'k' of type" in refused.error
+    assert db.scan('t').read_all().num_rows == 3
+
+
 def test_a_key_that_is_missing_or_null_is_refused_by_name(db):
     db.load_table(pa.table({'k': [1], 'v': ['a']}), 't')
     for rows in (pa.table({'v': ['x']}), pa.table({'k': pa.array([None], pa.int64()), 'v': ['x']})):
