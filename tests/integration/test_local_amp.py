@@ -576,6 +576,42 @@ def test_a_client_that_leaves_leaves_no_thread_behind(local_amp):
     wait_until(lambda: set(sys._current_frames()) <= before)
 
 
+ENDLESS = 'SELECT sum(value) AS n FROM generate_series(1, 100000000000)'
+
+
+def _nothing_is_computed() -> bool:
+    return not any(thread.name == 'amp-devserver-ahead' for thread in threading.enumerate())
+
+
+def test_a_query_ends_with_its_client(local_amp):
+    _, client = local_amp(blocks=3)
+    ticket = client.info(ENDLESS).endpoints[0].ticket
+    with pytest.raises(fl.FlightTimedOutError):
+        client.flight.do_get(ticket, fl.FlightCallOptions(timeout=0.5)).read_all()
+    wait_until(_nothing_is_computed)
+    assert client.query('SELECT 1 AS one')['one'].to_pylist() == [1]
+
+
+def test_stopping_ends_a_query(local_amp):
+    amp, client = local_amp(blocks=3)
+    ticket = client.info(ENDLESS).endpoints[0].ticket
+    found = []
+
+    def ask() -> None:
+        try:
+            client.flight.do_get(ticket).read_all()
+        except fl.FlightError as error:
+            found.append(error)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait_until(lambda: not _nothing_is_computed())
+    amp.stop()
+    asking.join(60)
+    assert [type(error) for error in found] == [fl.FlightUnavailableError]
+    wait_until(_nothing_is_computed)
+
+
 def test_stopping_ends_open_streams_and_the_port_serves_again(local_amp):
     amp, client = local_amp(blocks=2)
     with client.stream(BLOCKS) as stream:

@@ -294,6 +294,23 @@ def test_the_command_serves_a_file(tmp_path):
     assert 'no.toml cannot be read' in wrong.stderr
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM], ids=['int', 'term'])
+def test_the_command_ends_though_a_query_does_not(number):
+    # A join that never looks up.
+    logs = ', '.join(f'eth_rpc.logs {name}' for name in 'abc')
+    sql = f'SELECT count(*) FROM {logs} WHERE a.log_index + b.log_index + c.log_index = 77'
+    command = [*AMP, 'serve', '--simulate', '7', '--blocks', '400', '--block-time', '0', '--port', '0']
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        url = process.stdout.readline().strip()
+        with BareClient(url) as client:
+            ticket = client.info(sql).endpoints[0].ticket
+            with pytest.raises(fl.FlightTimedOutError):
+                client.flight.do_get(ticket, fl.FlightCallOptions(timeout=1)).read_all()
+        process.send_signal(number)
+        assert process.wait(60) == 130
+        assert 'panicked' not in process.stderr.read()
+
+
 def test_a_source_that_fails_gives_the_others_back(tmp_path):
     file = config(
         tmp_path,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import httpx
 import pytest
 
 from amp.devserver import LocalAmp
 from tests.support.bare_client import BareClient
+from tests.support.faults import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -108,6 +110,19 @@ def test_an_error_among_the_rows_breaks_the_answer_off(jsonl):
                 assert response.json()['error_code'] == 'EXECUTION_ERROR'
     finally:
         assert jsonl.get('/health').status_code == 200
+
+
+def test_a_query_ends_with_its_client(jsonl):
+    endless = 'SELECT sum(value) AS n FROM generate_series(1, 100000000000)'
+    with pytest.raises(httpx.TimeoutException):
+        jsonl.post('/', content=endless, timeout=0.5)
+    wait_until(lambda: not any(thread.name == 'amp-devserver-ahead' for thread in threading.enumerate()))
+    # One that has begun to answer, and then computes for ever.
+    then = f'SELECT 1 AS n UNION ALL {endless}'
+    with jsonl.stream('POST', '/', content=then) as response:
+        assert response.status_code == 200
+    wait_until(lambda: not any(thread.name == 'amp-devserver-ahead' for thread in threading.enumerate()))
+    assert rows(jsonl.post('/', content='SELECT 1 AS one')) == [{'one': 1}]
 
 
 def test_a_browser_may_ask(jsonl, admin):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from amp.cli.console import command, interruptible, note, paint
+from amp.cli.console import INTERRUPTED, command, interruptible, note, paint
 from amp.cli.local import import_devserver
 
 if TYPE_CHECKING:
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ['serve']
 
 _PORT = 1602
+_END_SECONDS = 8.0
+_QUERY_SECONDS = 2.0
 
 
 @command
@@ -75,9 +80,33 @@ def serve(
             given['port'] = _PORT if port is None else port
             server = _local(simulate, rpc, parquet, blocks, store, start_block, given)
             block_times = {name: block_time for name in server.datasets if simulate is not None and block_time}
+        stack.callback(_end_queries)
         stack.enter_context(server)
+        stack.enter_context(_leaving())
         _introduce(server)
         _mine(server, block_times)
+
+
+@contextlib.contextmanager
+def _leaving() -> Iterator[None]:
+    """From the first Ctrl-C in the block the process ends within a few seconds, and at the second one at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(INTERRUPTED))
+        last = threading.Timer(_END_SECONDS, os._exit, [INTERRUPTED])
+        last.daemon = True
+        last.start()
+        raise
+
+
+def _end_queries() -> None:
+    """A query that computes and never looks up would be told of the interpreter's end in the middle: a crash."""
+    from amp.devserver.ahead import wait_for_all
+
+    if not wait_for_all(_QUERY_SECONDS):
+        os._exit(INTERRUPTED)
 
 
 def _local(

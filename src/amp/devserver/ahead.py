@@ -2,24 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, Self, TypeVar
 
-__all__ = ['Ahead', 'in_order']
+__all__ = ['Ahead', 'LeftError', 'in_order', 'wait_for_all']
 
 T = TypeVar('T')
+
+_NAME = 'amp-devserver-ahead'
+_LOOK_SECONDS = 0.25
+
+
+class LeftError(Exception):
+    """Nobody waits for the result any more."""
 
 
 class Ahead(Generic[T]):
     """An iterator over `items` that computes them in a thread until those that wait weigh `room`, then pauses.
 
-    What `items` raises is raised here, in its turn. `close` makes the thread stop after the item that it is at.
+    What `items` raises is raised here, in its turn. `close` makes the thread stop after the item that it is at; with
+    `gone`, which is asked while an item is waited for, it stops within that item, if that runs Python now and then.
     """
 
-    def __init__(self, items: Iterator[T], room: int, weight: Callable[[T], int] = lambda _: 1) -> None:
+    def __init__(
+        self,
+        items: Iterator[T],
+        room: int,
+        weight: Callable[[T], int] = lambda _: 1,
+        gone: Callable[[], bool] | None = None,
+    ) -> None:
         self._items = items
+        self._gone = gone
+        self._computing = True
         self._room = room
         self._weight = weight
         self._changed = threading.Condition()
@@ -27,14 +45,17 @@ class Ahead(Generic[T]):
         self._held = 0
         self._ended = self._left = False
         self._error: BaseException | None = None
-        threading.Thread(target=self._compute, name='amp-devserver-ahead', daemon=True).start()
+        self._thread = threading.Thread(target=self._compute, name=_NAME, daemon=True)
+        self._thread.start()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> T:
         with self._changed:
-            self._changed.wait_for(self._has_something)
+            while not self._changed.wait_for(self._has_something, None if self._gone is None else _LOOK_SECONDS):
+                if self._gone is not None and self._gone():
+                    raise LeftError
             if self._waiting:
                 item, weight = self._waiting.popleft()
                 self._held -= weight
@@ -54,6 +75,10 @@ class Ahead(Generic[T]):
         with self._changed:
             self._left = True
             self._changed.notify_all()
+            if self._gone is not None and self._computing and self._thread.ident is not None:
+                # DataFusion lets Python look up once a second, and this is then raised there.
+                thread = ctypes.c_ulong(self._thread.ident)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))
 
     def _has_something(self) -> bool:
         return bool(self._waiting) or self._ended
@@ -67,29 +92,51 @@ class Ahead(Generic[T]):
             for item in self._items:
                 weight = self._weight(item)
                 with self._changed:
+                    self._computing = False
                     self._waiting.append((item, weight))
                     self._held += weight
                     self._changed.notify_all()
                     self._changed.wait_for(self._has_room)
                     if self._left:
                         break
+                    self._computing = True
+        except SystemExit:
+            # Not kept: its traceback would keep the items, and they go on by themselves.
+            pass
         except BaseException as caught:  # noqa: BLE001  # it is raised again where the items are taken
             error = caught
         with self._changed:
+            self._computing = False
             self._error, self._ended = error, True
             self._changed.notify_all()
 
 
+def wait_for_all(seconds: float) -> bool:
+    """Wait for the threads of all results to end; False when some have not after so many seconds."""
+    deadline = time.monotonic() + seconds
+    for thread in threading.enumerate():
+        if thread.name == _NAME:
+            thread.join(max(deadline - time.monotonic(), 0))
+    return not any(thread.name == _NAME for thread in threading.enumerate())
+
+
 def in_order(
-    parts: Sequence[Iterator[T]], at_once: int, room: int, weight: Callable[[T], int] = lambda _: 1
+    parts: Sequence[Iterator[T]],
+    at_once: int,
+    room: int,
+    weight: Callable[[T], int] = lambda _: 1,
+    gone: Callable[[], bool] = lambda: False,
 ) -> Iterator[T]:
-    """The items of the first part, then those of the next; up to `at_once` parts are computed while others are taken."""
+    """The items of the first part, then those of the next; up to `at_once` parts are computed while others are taken.
+
+    Raises LeftError when `gone`, which is asked now and then, says that nobody takes them any more.
+    """
     waiting = deque(parts)
     started: deque[Ahead[T]] = deque()
     try:
         while waiting or started:
             while waiting and len(started) < at_once:
-                started.append(Ahead(waiting.popleft(), room, weight))
+                started.append(Ahead(waiting.popleft(), room, weight, gone))
             yield from started[0]
             started.popleft()
     finally:

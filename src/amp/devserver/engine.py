@@ -16,7 +16,7 @@ from datafusion import DataFrame, SessionContext, SQLOptions, col
 from datafusion.plan import LogicalPlan
 
 from amp.devserver import incremental
-from amp.devserver.ahead import in_order
+from amp.devserver.ahead import LeftError, in_order
 from amp.devserver.block_numbers import NUMBERS, NUMBERS_SCHEMA, with_block_numbers
 from amp.devserver.chain import Chain, Scan, Snapshot
 from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
@@ -130,15 +130,15 @@ class Engine:
             ) from None
         return Streamable(query, rewritten)
 
-    def run(self, query: Query, rows_of: RowsOf) -> Iterator[pa.RecordBatch]:
+    def run(self, query: Query, rows_of: RowsOf, gone: Callable[[], bool] = lambda: False) -> Iterator[pa.RecordBatch]:
         """The result over the rows that `rows_of` gives for each table, batch by batch, without empty batches.
 
         It is computed by as many threads as there are processors, ahead of who takes it. Raises QueryError when the
-        execution fails.
+        execution fails, and LeftError when `gone`, which is asked now and then, says that nobody takes it any more.
         """
         threads = 1 if query.takes_first_rows else os.cpu_count() or 1
         frame = lambda: self._frame(query.statement, query.tables, rows_of, partitions=threads)  # noqa: E731
-        return self._executed(query, frame, ahead=True)
+        return self._executed(query, frame, gone)
 
     def run_blocks(
         self, stream: Streamable, snapshots: Mapping[str, Snapshot], start: int, end: int
@@ -177,14 +177,14 @@ class Engine:
             yield pa.RecordBatch.from_arrays([batch[BLOCK], *(batch[name] for name in names)], schema=schema)
 
     def _executed(
-        self, query: Query, frame: Callable[[], DataFrame], *, ahead: bool = False
+        self, query: Query, frame: Callable[[], DataFrame], gone: Callable[[], bool] | None = None
     ) -> Iterator[pa.RecordBatch]:
         try:
             with READERS.reading():
-                for batch in _results(frame(), ahead):
+                for batch in _results(frame(), gone):
                     if batch.num_rows:
                         yield pa.RecordBatch.from_arrays(batch.columns[: len(query.schema)], schema=query.schema)
-        except (QueryError, SourceError):
+        except (QueryError, SourceError, LeftError):
             raise
         except Exception as error:  # DataFusion raises nothing more exact while it executes
             raise _execution_error(self._functions.bind(query.statement.text).visible(str(error))) from error
@@ -256,12 +256,12 @@ class Engine:
         return f'Dataset not found: {dataset}'
 
 
-def _results(frame: DataFrame, ahead: bool) -> Iterator[pa.RecordBatch]:
-    """The batches of each partition, one partition after the other; computed ahead of who takes them, if wanted."""
+def _results(frame: DataFrame, gone: Callable[[], bool] | None) -> Iterator[pa.RecordBatch]:
+    """The batches of each partition, one partition after the other; computed ahead of who takes them, who may be gone."""
     parts = [(batch.to_pyarrow() for batch in stream) for stream in frame.execute_stream_partitioned()]
-    if not ahead:
+    if gone is None:
         return chain.from_iterable(parts)
-    return in_order(parts, os.cpu_count() or 1, _AHEAD_BYTES, lambda batch: batch.nbytes)
+    return in_order(parts, os.cpu_count() or 1, _AHEAD_BYTES, lambda batch: batch.nbytes, gone)
 
 
 def _with_older(snapshots: Mapping[str, Snapshot], start: int) -> int | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
 import pyarrow as pa
+from anyio import to_thread
 from datafusion import SessionContext
 from starlette.applications import Starlette
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
@@ -18,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from amp.devserver.ahead import LeftError
 from amp.devserver.chain import Scan
 from amp.devserver.engine import Engine, TableName
 from amp.devserver.sql import invalid_argument, parse_statement
@@ -30,6 +34,7 @@ _NO_STREAMS = (
     'Streaming queries (SETTINGS stream = true) are not supported on the JSONL endpoint. '
     'Please use the Arrow Flight endpoint instead.'
 )
+_LOOK_SECONDS = 0.25
 _STATUS = {'INVALID_ARGUMENT': 400, 'NOT_FOUND': 404}
 # By what the text says, the first that fits.
 _CODES = {
@@ -46,17 +51,33 @@ _CODES = {
 }
 
 
+# Whoever waits may leave before the thread does.
+_in_a_thread = partial(to_thread.run_sync, abandon_on_cancel=True)
+
+
 def jsonl_app(engine: Engine) -> Starlette:
     """The application over an engine's datasets."""
 
     async def query(request: Request) -> Response:
         sql = await request.body()
+        gone = threading.Event()
+        running = asyncio.ensure_future(_in_a_thread(_run, engine, sql, gone.is_set))
         try:
-            batches = await run_in_threadpool(_run, engine, sql)
+            while not (await asyncio.wait({running}, timeout=_LOOK_SECONDS))[0]:
+                if await request.is_disconnected():
+                    gone.set()
+            batches = running.result()
         except QueryError as error:
             return _failed(error)
+        except LeftError:
+            return Response()
+        finally:
+            # The server shuts down by ending this very task.
+            if not running.done():
+                gone.set()
+                running.cancel()
         # An error after this breaks the answer off: its status has been sent.
-        return StreamingResponse(iterate_in_threadpool(map(to_json_lines, batches)), media_type=_TYPE)
+        return StreamingResponse(_lines(batches, gone), media_type=_TYPE)
 
     async def healthy(_: Request) -> Response:
         return Response()
@@ -70,8 +91,20 @@ def jsonl_app(engine: Engine) -> Starlette:
     )
 
 
-def _run(engine: Engine, sql: bytes) -> Iterator[pa.RecordBatch]:
-    """The batches of a result, the first of which is there already. Raises QueryError."""
+async def _lines(batches: Iterator[pa.RecordBatch], gone: threading.Event) -> AsyncIterator[bytes]:
+    """The lines of the batches. Whoever stops taking them does not wait for the batch that is computed then."""
+    try:
+        while True:
+            batch = await _in_a_thread(next, batches, None)
+            if batch is None:
+                return
+            yield await _in_a_thread(to_json_lines, batch)
+    finally:
+        gone.set()
+
+
+def _run(engine: Engine, sql: bytes, gone: Callable[[], bool]) -> Iterator[pa.RecordBatch]:
+    """The batches of a result, the first of which is there already. Raises QueryError and LeftError."""
     try:
         text = sql.decode()
     except UnicodeDecodeError as error:
@@ -86,7 +119,7 @@ def _run(engine: Engine, sql: bytes) -> Iterator[pa.RecordBatch]:
     def rows_of(name: TableName) -> Scan:
         return snapshots[name[0]].scan(name[1])
 
-    batches = engine.run(query, rows_of)
+    batches = engine.run(query, rows_of, gone)
     try:
         first = list(islice(batches, 1))
     except SourceError as error:

@@ -26,7 +26,7 @@ _TOO_LARGE = 413
 _BUSY_CODES = {-32005, 429}
 _TRIES = 6
 _EXAMPLE = 'for example http://127.0.0.1:8545'
-_PASSWORD = 'in a password / is written %2F, ? is %3F, # is %23 and @ is %40'
+_ESCAPES = 'in a password / is written %2F, ? is %3F, # is %23 and @ is %40'
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 
 
@@ -181,13 +181,13 @@ def _parts(url: str) -> tuple[str, str, dict[str, str]]:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError('the URL of the node cannot be read: its host or port is none', hint=_PASSWORD) from None
+        raise ConfigError('the URL of the node cannot be read: its host or port is none', hint=_ESCAPES) from None
     if parts.scheme not in {'http', 'https'} or not host:
         raise ConfigError('that is not the URL of a node: it is http:// or https:// and a host', hint=_EXAMPLE)
     user, at, place = parts.netloc.rpartition('@')
     if not at and '@' in url:
         # The password ended the host: what follows must not be taken for a path.
-        raise ConfigError('the URL of the node has an @ behind its host', hint=_PASSWORD)
+        raise ConfigError('the URL of the node has an @ behind its host', hint=_ESCAPES)
     headers = {}
     if at:
         name, _, password = user.partition(':')

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import pyarrow as pa
 import pyarrow.flight as fl
 
+from amp.devserver.ahead import LeftError
 from amp.devserver.chain import Scan, Snapshot
 from amp.devserver.engine import Engine, Query, TableName
 from amp.devserver.faults import EndOfResult, FaultError, Faults, Message
@@ -138,7 +139,7 @@ class AmpFlightServer(fl.FlightServerBase):
             if not asked.stream:
                 self._engine.check_batch(query)
                 return fl.GeneratorStream(
-                    query.schema, self._guarded(self._faults.apply(self._batch_result(query), gone))
+                    query.schema, self._guarded(self._faults.apply(self._batch_result(query, gone), gone))
                 )
             return fl.GeneratorStream(query.schema, self._guarded(self._streams.messages(query, asked.cursors, gone)))
 
@@ -166,7 +167,7 @@ class AmpFlightServer(fl.FlightServerBase):
         """UNIMPLEMENTED."""
         raise NotImplementedError('do_action')
 
-    def _batch_result(self, query: Query) -> Iterator[Message]:
+    def _batch_result(self, query: Query, gone: Callable[[], bool]) -> Iterator[Message]:
         snapshots = {dataset: self._engine.datasets[dataset].snapshot() for dataset, _ in query.tables}
         ranges = self._common_ranges(snapshots)
         blocks = (ranges[0].start, ranges[0].end) if ranges else None
@@ -176,7 +177,7 @@ class AmpFlightServer(fl.FlightServerBase):
 
         metadata = encode_metadata(ranges, complete=False)
         sent = False
-        for batch in split(self._engine.run(query, rows_of), self._faults.split_rows):
+        for batch in split(self._engine.run(query, rows_of, gone), self._faults.split_rows):
             sent = True
             yield Message(batch, metadata, blocks=blocks)
         empty = empty_batch(query.schema)
@@ -206,6 +207,9 @@ class AmpFlightServer(fl.FlightServerBase):
                     yield message.batch, message.metadata
             except EndOfResult:
                 return
+            except LeftError:
+                if self._stopping.is_set():
+                    raise fl.FlightUnavailableError('the server is shutting down') from None
 
 
 def _command(data: bytes) -> str:
