@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import pyarrow as pa
 
-from amp.errors import IntegrityError
+from amp.errors import DestinationError, IntegrityError
 from amp.loaders.sql import stale_epoch
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo
@@ -34,6 +34,7 @@ __all__ = [
     'Write',
     'WriteUnit',
     'Writer',
+    'cleared_meanwhile',
     'still_owned',
 ]
 
@@ -127,6 +128,16 @@ def still_owned(record: _Record | None, key: StreamKey, epoch: int) -> _Record:
     if record.epoch != epoch:
         raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
     return record
+
+
+def cleared_meanwhile(table: str) -> DestinationError:
+    """The error of a large unit whose hidden rows somebody else has taken away together with all the others."""
+    error = DestinationError(
+        f'{table!r} was overwritten or dropped while a large unit was on its way into it',
+        hint='nothing of the unit was kept; load it again',
+    )
+    error.retryable = True
+    return error
 
 
 @dataclass(frozen=True)

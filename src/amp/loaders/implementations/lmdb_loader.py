@@ -246,6 +246,7 @@ class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
             if record is not None:
                 Table(txn, databases, table_name, record).clear()
                 catalog.drop_table(table_name)
+                catalog.drop_intents(table_name)
 
         store.environment.write(act)
         self._created_tables.pop(table_name, None)

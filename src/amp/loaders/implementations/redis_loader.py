@@ -165,9 +165,9 @@ class RedisLoader(Gathering, DataLoader[RedisConfig]):
     def _drop_unwritten(self, table_name: str) -> None:
         # The first error is the one to tell.
         with suppress(DestinationError):
-            record = self.store.table(table_name) if self._store is not None else None
-            if record is not None and record.key is None:
-                self.drop_table(table_name)
+            if self._store is not None:
+                drop_table(self._store, table_name, only_empty=True)
+                self._created_tables.pop(table_name, None)
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
         store, layout = self.store, self.layout
@@ -177,7 +177,7 @@ class RedisLoader(Gathering, DataLoader[RedisConfig]):
         landed = _landed(schema)
         layout.check(schema, table_name)
         stored = store.own('table', table_name)
-        if store.read('SET', stored, TableRecord(landed, layout.structure).to_json(), 'NX'):
+        if store.read('SET', stored, TableRecord(landed, layout.structure).anew().to_json(), 'NX'):
             self._made_table(table_name)
             return
         # The table may be older than its first stream.

@@ -162,6 +162,11 @@ class Catalog:
         """Its rows are committed, or gone."""
         self._txn.delete(self._key('intent', str(run.first)), db=self._database)
 
+    def drop_intents(self, table: str) -> None:
+        """Every row of a table is gone, also those that are hidden: who writes them finds that at the next commit."""
+        for intent in self.intents(table):
+            self.drop_intent(intent.run)
+
     def hidden(self, table: str) -> list[IdRun]:
         """Ids of a table that no reader may see."""
         return [intent.run for intent in self.intents(table)]

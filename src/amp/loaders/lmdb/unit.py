@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 
 from amp.errors import AmpError, LoadError
-from amp.loaders.keyed import StreamTarget
+from amp.loaders.keyed import StreamTarget, cleared_meanwhile
 from amp.loaders.lmdb.catalog import Catalog, Intent, TableRecord, database_names
 from amp.loaders.lmdb.environment import Environment
 from amp.loaders.lmdb.layout import Layout, aligned
@@ -143,6 +143,8 @@ class Write:
             catalog = self._store.catalog(txn)
             if self._stream is not None:
                 catalog.own_stream(self._stream.key, self._stream.state.epoch)
+            if self._intent is not None and self._intent.run not in catalog.hidden(self._name):
+                raise cleared_meanwhile(self._name)
             undone = self._undo(txn, catalog, databases)
             numbers, intent = self._put(txn, catalog, databases, last=last)
             reached('commit.before_state')
@@ -166,6 +168,8 @@ class Write:
         reached('undo.before')
         table = self._table(txn, databases, record)
         rows = table.clear() if undo.whole_table else table.undo(undo.runs)
+        if undo.whole_table:
+            catalog.drop_intents(self._name)
         reached('undo.after')
         return rows
 
@@ -183,6 +187,7 @@ class Write:
             catalog.save_table(self._name, decided)
         if self._clear:
             self._table(txn, databases, decided).clear()
+            catalog.drop_intents(self._name)
         intent, load_id = self._intent, 0
         if self._stream is None:
             load_id = intent.run.first if intent is not None else catalog.next_load()

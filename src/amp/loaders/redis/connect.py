@@ -15,10 +15,14 @@ from redis import exceptions
 from amp.errors import ConfigError, DestinationError, redact
 from amp.loaders.redis.resp import Commands, Literal, command
 
-__all__ = ['Answers', 'Bulk', 'Place', 'Server', 'Wire', 'explained']
+__all__ = ['FOREIGN', 'Answers', 'Bulk', 'Place', 'Server', 'Wire', 'explained']
 
 _NEVER_MIND = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _LONGEST_SILENCE = 120.0
+_WRONG_TYPE = ('WRONGTYPE', 'wrong Redis type')
+
+FOREIGN = object()
+"""In the place of an answer: the key holds something that is not ours."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +133,20 @@ class Wire:
         with explained(self._place):
             self._connection.send_packed_command(commands.data, check_health=False)
             return [self._connection.read_response() for _ in range(commands.count)]
+
+    def peek(self, commands: Commands) -> list[Any]:
+        """The same for commands that look into keys; FOREIGN for a key that holds something of another type."""
+        with explained(self._place):
+            self._connection.send_packed_command(commands.data, check_health=False)
+            return [self._peek() for _ in range(commands.count)]
+
+    def _peek(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except exceptions.ResponseError as error:
+            if not any(told in str(error) for told in _WRONG_TYPE):
+                raise
+            return FOREIGN
 
     def transact(self, commands: Commands) -> bool:
         """Run commands as one transaction; False when something that was watched has changed."""

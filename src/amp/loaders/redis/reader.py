@@ -46,9 +46,10 @@ class Reader:
             ]
             unseen = sum(piece.rows for piece in self.table.store.pieces(self.table.name, hidden))
             return int(self.table.store.read(name, self.table.collection)) - unseen
-        if self.table.record.is_upserted or self.table.store.ttl is not None:
+        pieces = list(self.table.store.pieces(self.table.name))
+        expires = self.table.store.ttl is not None or any(piece.expires for piece in pieces)
+        if self.table.record.is_upserted or expires:
             return sum(batch.num_rows for batch, _ in self.scan(hidden))
-        pieces = self.table.store.pieces(self.table.name)
         return sum(piece.rows for piece in pieces if not covers(hidden, piece.tx_id))
 
     def scan(self, hidden: Sequence[IdRun]) -> Iterator[tuple[pa.RecordBatch, Column]]:

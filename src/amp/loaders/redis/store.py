@@ -2,15 +2,17 @@
 
     _amp:numbers                hash    stream -> its number, given once
     _amp:loads                  counter ids of loads that are no stream
-    _amp:stream:<t>:<name>      JSON    number, epoch, claim, document, and the first id of a unit that is not done
+    _amp:stream:<t>:<name>      JSON    number, epoch, claim, document; of a unit that is not done its first id, and
+                                        how its rows lie
     _amp:table:<t>              JSON    columns, structure, key
-    _amp:units:<t>              sorted  one member a piece of a unit: <id>:<first row>:<rows>, all with score 0
+    _amp:units:<t>              sorted  one member a piece of a unit: <id>:<first row>:<rows>, all with score 0; `:ttl`
+                                        at its end says that its rows expire
     _amp:keys:<t>:<member>      bytes   the keys (in a collection: the members) of that piece; where rows are counted,
                                         they are made again from the member, and not kept
     _amp:before:<t>:<id>:<key>          the row that a row with that id replaced
     _amp:replaced:<t>:<member>  bytes   the keys of which there is such a row
     _amp:seq:<t>                counter of pieces, for the ids of a Redis stream
-    _amp:loading:<t>            hash    loads that are not done -> whose they are
+    _amp:loading:<t>            hash    loads that are not done -> whose they are, and how their rows lie
 
 Scores are no ids: an id has 63 bits, and a score 53. Names are quoted, so that no two of these are ever one key. On a
 cluster everything of a table begins with `{<table>}`, which keeps it on one shard.
@@ -20,9 +22,10 @@ from __future__ import annotations
 
 import base64
 import json
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -38,10 +41,10 @@ from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import StreamInfo
 from amp.streaming.ledger import IdRun, StreamKey, StreamState, stream_interval
 
-__all__ = ['COLLECTIONS', 'Piece', 'Store', 'StreamRecord', 'TableRecord', 'covers']
+__all__ = ['COLLECTIONS', 'Loading', 'Piece', 'Store', 'StreamRecord', 'TableRecord', 'covers']
 
-COLLECTIONS = frozenset({'stream', 'set', 'sorted_set', 'list'})
-"""Structures that keep all rows of a table under one key."""
+COLLECTIONS = {'stream': 'stream', 'set': 'set', 'sorted_set': 'zset', 'list': 'list'}
+"""Structures that keep all rows of a table under one key, and what Redis calls the type of that key."""
 
 _PAGE = 512
 
@@ -53,12 +56,16 @@ def covers(runs: Sequence[IdRun], tx_id: int) -> bool:
 
 @dataclass(frozen=True)
 class TableRecord:
-    """A table: its columns, the structure of its rows, what their keys are made of (None: never written)."""
+    """A table: its columns, the structure of its rows, what their keys are made of (None: never written).
+
+    `token` is another one whenever the table was made or cleared: who has begun before sees it.
+    """
 
     schema: pa.Schema
     structure: str
     key: KeySpec | None = None
     is_upserted: bool = False
+    token: str = ''
 
     @property
     def kept_schema(self) -> pa.Schema:
@@ -70,25 +77,48 @@ class TableRecord:
         """As it is stored."""
         schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
         key = None if self.key is None else self.key.parts
-        return json.dumps({'structure': self.structure, 'key': key, 'upserted': self.is_upserted, 'schema': schema})
+        told = {'structure': self.structure, 'key': key, 'upserted': self.is_upserted, 'token': self.token}
+        return json.dumps({**told, 'schema': schema})
+
+    def anew(self) -> TableRecord:
+        """As it is, but for who has begun to write before: they shall not go on."""
+        return replace(self, token=secrets.token_hex(8))
+
+    @property
+    def layout(self) -> str:
+        """How its rows lie, as JSON: enough to take them away when the table is gone or another one."""
+        return replace(self, schema=pa.schema([])).to_json()
 
     @classmethod
-    def from_json(cls, stored: bytes) -> TableRecord:
+    def from_json(cls, stored: bytes | str) -> TableRecord:
         """From what is stored. Raises IntegrityError."""
         try:
             told = json.loads(stored)
             key = None if told['key'] is None else KeySpec(tuple((kind, text) for kind, text in told['key']))
             schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told['schema'])))
-            return cls(schema, told['structure'], key, told['upserted'])
+            return cls(schema, told['structure'], key, told['upserted'], told.get('token', ''))
         except (ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f'what is stored of a table does not parse: {stored[:120]!r}') from error
 
 
+@dataclass(frozen=True)
+class Loading(Writer):
+    """A load that is not done: whose it is, and how its rows lie (nothing: as the table says)."""
+
+    layout: str = ''
+
+    @classmethod
+    def of(cls, record: TableRecord | None) -> Loading:
+        """Of this process."""
+        return cls(**asdict(Writer.ours()), layout='' if record is None else record.layout)
+
+
 @dataclass(frozen=True, kw_only=True)
 class StreamRecord(keyed.StreamRecord):
-    """A stream. `intent`: the first id of a unit that is not done; `clients`: connections that write it."""
+    """A stream. `intent`: the first id of a unit that is not done; `clients`: connections that write it; `layout`: how."""
 
     intent: int | None = None
+    layout: str = ''
     clients: list[int] = field(default_factory=list)
     run_id: str = ''
 
@@ -100,27 +130,28 @@ class StreamRecord(keyed.StreamRecord):
     def done(self, state: StreamState | None = None) -> StreamRecord:
         """Without a unit that is not done; with what is committed now."""
         record = self if state is None else self.with_state(state, committed=True)
-        return replace(record, intent=None, clients=[])
+        return replace(record, intent=None, clients=[], layout='')
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of one transaction that were written together."""
+    """Rows of one transaction that were written together; `expires`: with a time to live."""
 
     tx_id: int
     first_row: int
     rows: int
+    expires: bool = False
 
     @property
     def member(self) -> str:
         """Its name: members sort as their ids do."""
-        return f'{self.tx_id:019d}:{self.first_row:010d}:{self.rows:08d}'
+        return f'{self.tx_id:019d}:{self.first_row:010d}:{self.rows:08d}' + (':ttl' if self.expires else '')
 
     @classmethod
     def of(cls, member: bytes) -> Piece:
         """From its name."""
-        tx_id, first_row, rows = map(int, member.split(b':'))
-        return cls(tx_id, first_row, rows)
+        tx_id, first_row, rows, *more = member.split(b':')
+        return cls(int(tx_id), int(first_row), int(rows), bool(more))
 
 
 class Store:
@@ -240,11 +271,11 @@ class Store:
         """A fresh id."""
         return int(self.read('INCR', '_amp:loads'))
 
-    def loading(self, table: str) -> dict[int, Writer]:
+    def loading(self, table: str) -> dict[int, Loading]:
         """The loads into a table that are not done, and whose they are."""
         with explained(self.server.place):
             stored = self.server.client.hgetall(self.own('loading', table))
-        return {int(load): Writer(**json.loads(whose)) for load, whose in stored.items()}
+        return {int(load): Loading(**json.loads(whose)) for load, whose in stored.items()}
 
     # Pieces
 

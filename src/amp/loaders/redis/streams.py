@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from amp.errors import DestinationError
 from amp.loaders.keyed import still_owned
 from amp.loaders.points import reached
+from amp.loaders.redis.connect import Wire
 from amp.loaders.redis.layout import Layout
 from amp.loaders.redis.resp import Commands
-from amp.loaders.redis.store import Store, StreamRecord
+from amp.loaders.redis.store import Store, StreamRecord, TableRecord
 from amp.loaders.redis.table import Table
 from amp.loaders.unit import Claim
 from amp.streaming.ledger import IdRun, StreamKey, StreamState
@@ -47,25 +48,38 @@ def take_stream(store: Store, layout: Layout, key: StreamKey, claim: Claim, afte
     raise busy(f'the stream {key.name!r} of {key.table!r} is taken by others')
 
 
-def drop_table(store: Store, table: str) -> None:
-    """Take a table away with all of its rows."""
+def drop_table(store: Store, table: str, *, only_empty: bool = False) -> None:
+    """Take a table away with all of its rows; `only_empty`: when it has none, nor will have any of a load under way."""
     for _ in range(MOST_TRIES):
         with store.wire(table) as wire:
-            wire.call('WATCH', store.own('table', table), store.own('units', table))
+            wire.call('WATCH', store.own('table', table), store.own('units', table), store.own('loading', table))
             record = store.table(table)
-            if record is None:
+            if record is None or (only_empty and _is_used(store, wire, Table(store, table, record))):
+                wire.call('UNWATCH')
                 return
-            commands, _rows = Table(store, table, record).clear()
-            for kind in ('table', 'units', 'undo', 'seq', 'loading'):
+            commands, _rows = Table(store, table, record).clear(wire)
+            # The pieces and marks of who still writes stay: by them they find what they have to take away. Ids of
+            # entries of a Redis stream do not begin anew meanwhile, or they would take others away.
+            for kind in ('table', 'undo') if store.hidden(table) else ('table', 'undo', 'seq'):
                 commands.call('UNLINK', store.own(kind, table))
             if wire.transact(commands):
                 return
+    raise busy(f'others write to {table!r}')
+
+
+def _is_used(store: Store, wire: Wire, table: Table) -> bool:
+    if store.hidden(table.name) or next(store.pieces(table.name), None) is not None:
+        return True
+    if table.record.key is None or not table.is_collection:
+        return False
+    wire.call('WATCH', table.collection)
+    return table.kind(wire) != 'none'
 
 
 def sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) -> None:
     """Take away the rows of a unit that was never done, some pieces at a time, and then its intent."""
     record = own_stream(store, key, epoch)
-    _sweep_pieces(store, table, layout, record.hidden, lambda: own_stream(store, key, epoch))
+    _sweep_pieces(store, table, layout, record.layout, record.hidden, lambda: own_stream(store, key, epoch))
     with store.wire(table) as wire:
         wire.call('WATCH', store.own('stream', *key))
         record = own_stream(store, key, epoch)
@@ -76,14 +90,16 @@ def sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) 
 
 def sweep_load(store: Store, table: str, layout: Layout, load: int) -> None:
     """The same for a load that is no stream."""
-    _sweep_pieces(store, table, layout, [IdRun(load, load)], lambda: None)
+    mark = store.loading(table).get(load)
+    _sweep_pieces(store, table, layout, '' if mark is None else mark.layout, [IdRun(load, load)], lambda: None)
     store.read('HDEL', store.own('loading', table), load)
 
 
 def _sweep_pieces(
-    store: Store, table: str, layout: Layout, runs: Sequence[IdRun], still_ours: Callable[[], object]
+    store: Store, table: str, layout: Layout, kept: str, runs: Sequence[IdRun], still_ours: Callable[[], object]
 ) -> None:
-    record = store.table(table)
+    # The table may be gone by now, or another one.
+    record = TableRecord.from_json(kept) if kept else store.table(table)
     if record is None or record.key is None:
         return
     rows = Table(store, table, record, layout.score)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from amp.errors import LoadError, SchemaError
-from amp.loaders.redis.connect import Wire
+from amp.loaders.redis.connect import FOREIGN, Wire
 from amp.loaders.redis.reader import Reader
 from amp.loaders.redis.resp import (
     Commands,
@@ -25,12 +25,12 @@ from amp.loaders.redis.resp import (
     variadic,
 )
 from amp.loaders.redis.rows import fields_of, json_rows
-from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord
+from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord, covers
 from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import TX_ID
 from amp.streaming.ledger import IdRun
 
-__all__ = ['Table']
+__all__ = ['Table', 'there']
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
@@ -79,9 +79,13 @@ class Table:
 
     def names_of(self, piece: Piece) -> Column:
         """The keys (in a collection: the members) of a piece; none when they have expired."""
-        if self._are_counted:
+        if self._are_counted and not piece.expires:
             return self._tagged(self.spec.counted(piece.rows, Numbering(piece.tx_id, piece.first_row)))
         return self.store.keys_of(self.name, piece)
+
+    def piece(self, numbering: Numbering, rows: int) -> Piece:
+        """What rows that are written together are called."""
+        return Piece(numbering.tx_id, numbering.first_row, rows, self.store.ttl is not None)
 
     @property
     def _are_counted(self) -> bool:
@@ -96,7 +100,7 @@ class Table:
     ) -> Commands:
         """The commands that write rows; `indexed`: and, before them, how to find them again."""
         commands = Commands()
-        piece = Piece(numbering.tx_id, numbering.first_row, batch.num_rows)
+        piece = self.piece(numbering, batch.num_rows)
         names, rows = self._rows(batch, numbering, seq, only_new=only_new)
         if indexed:
             self._index(commands, piece, names)
@@ -172,7 +176,7 @@ class Table:
     def _index(self, commands: Commands, piece: Piece, names: Column) -> None:
         own = self.store.own
         commands.call('ZADD', own('units', self.name), 0, piece.member)
-        if self._are_counted:
+        if self._are_counted and not piece.expires:
             return
         after = () if self.store.ttl is None else ('EX', self.store.ttl)
         commands.call('SET', own('keys', self.name, piece.member), packed(names), *after)
@@ -192,13 +196,18 @@ class Table:
         return commands
 
     def ids_of(self, wire: Wire, names: Sequence[bytes]) -> list[int | None]:
-        """The ids of the rows that lie under some keys now; None where there is none."""
+        """The ids of the rows that lie under some keys now; None where nothing is, 0 where something else is."""
         if not names:
             return []
         asks = Commands()
         for name in names:
             asks.call(*self._ask_id(name))
-        return [self._id_in(answer) for answer in wire.calls(asks)]
+        found = [self._id_in(answer) for answer in wire.peek(asks)]
+        if self.record.structure == 'hash':
+            # A hash that has no id is not ours.
+            others = set(there(wire, [name for name, at in zip(names, found, strict=True) if at is None]))
+            found = [0 if name in others else at for name, at in zip(names, found, strict=True)]
+        return found
 
     def _ask_id(self, name: bytes) -> tuple[Literal, ...]:
         structure = self.record.structure
@@ -206,9 +215,11 @@ class Table:
             return ('HGET', name, TX_ID)
         return ('GET', name) if structure == 'string' else ('JSON.GET', name)
 
-    def _id_in(self, answer: bytes | None) -> int | None:
+    def _id_in(self, answer: Any) -> int | None:
         if answer is None:
             return None
+        if answer is FOREIGN:
+            return 0
         if self.record.structure == 'hash':
             return int(answer)
         found = _ID_IN_JSON.findall(answer)
@@ -238,15 +249,26 @@ class Table:
             self._forget(commands, piece)
         return commands, rows
 
-    def clear(self) -> tuple[Commands, int]:
-        """The commands that empty the table; how many rows it had."""
+    def kind(self, wire: Wire) -> str:
+        """The type of what lies under the key of a collection; `none` for nothing."""
+        found: bytes = wire.call('TYPE', self.collection)
+        return found.decode()
+
+    def clear(self, wire: Wire) -> tuple[Commands, int]:
+        """The commands that empty the table; how many rows it had.
+
+        Rows by key of units that are not done stay: they are hidden, and who writes them takes them away.
+        """
         commands, rows = Commands(), 0
         if self.record.key is None:
             return commands, rows
-        if self.is_collection:
+        hidden = [] if self.is_collection else self.store.hidden(self.name)
+        if self.is_collection and self.kind(wire) == COLLECTIONS[self.record.structure]:
             rows = Reader(self).count([])
             commands.call('UNLINK', self.collection)
         for piece in self.store.pieces(self.name):
+            if covers(hidden, piece.tx_id):
+                continue
             if not self.is_collection:
                 names = self.names_of(piece)
                 rows += len(names)
@@ -336,6 +358,20 @@ class Table:
             commands.call('UNLINK', self.store.before(self.name, piece.tx_id, name))
         commands.call('UNLINK', own('replaced', self.name, piece.member))
         commands.call('ZREM', own('undo', self.name), piece.member)
+
+
+def there(wire: Wire, names: Sequence[bytes]) -> list[bytes]:
+    """Those of some keys that exist."""
+    if not names:
+        return []
+    ask = Commands()
+    ask.call('EXISTS', *names)
+    if not wire.calls(ask)[0]:
+        return []
+    each = Commands()
+    for name in names:
+        each.call('EXISTS', name)
+    return [name for name, found in zip(names, wire.calls(each), strict=True) if found]
 
 
 def _each(column: Column, lines: int = 1) -> Commands:

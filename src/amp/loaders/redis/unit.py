@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute
 
 from amp.errors import AmpError, LoadError
-from amp.loaders.keyed import StreamTarget, Writer
+from amp.loaders.keyed import StreamTarget, cleared_meanwhile
 from amp.loaders.points import reached
 from amp.loaders.redis.connect import Bulk, Wire
 from amp.loaders.redis.layout import Layout, aligned
 from amp.loaders.redis.resp import Commands, variadic
-from amp.loaders.redis.store import COLLECTIONS, Piece, Store, StreamRecord, TableRecord
+from amp.loaders.redis.store import COLLECTIONS, Loading, Store, StreamRecord, TableRecord
 from amp.loaders.redis.streams import MOST_TRIES, busy, cut, own_stream, sweep, sweep_load
-from amp.loaders.redis.table import Table
+from amp.loaders.redis.table import Table, there
 from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
@@ -64,9 +64,10 @@ class Write:
         self._bytes = 0
         self._next_rows: dict[int, int] = {}
         self._bulk: Bulk | None = None
-        self._table: Table | None = None
         self._first_id: int | None = None
         self._tried = self._is_split = False
+        # The table as it was when the first rows went into it, hidden.
+        self._begun: TableRecord | None = None
         # Of what is being committed too: when its answer is lost, nobody counts again.
         self.rows_undone = self._rows_undone_before = 0
 
@@ -129,13 +130,18 @@ class Write:
         if self._layout.structure == 'stream':
             watched.append(own('seq', self._name))
         wire.call('WATCH', *watched)
-        record = self._store.table(self._name)
+        record = stored = self._store.table(self._name)
         stream = self._own_stream()
+        self._refuse_another(record)
         undone = 0
         if record is not None:
-            undone = self._undo(wire, commands, record)
+            record, undone = self._undo(wire, commands, record)
             if self._pending or self._clear:
-                record = self._decided(commands, record)
+                record = self._layout.decide(self._base(record), self._name, self._mode, self._keys)
+            self._refuse_foreign(wire, stored, record)
+            # Also as it is, when rows become visible: whoever clears or drops the table now must see them.
+            if record != stored or (last and self._begun is not None):
+                commands.call('SET', own('table', self._name), record.to_json())
         elif self._pending:
             raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
         numbers = dict(self._next_rows)
@@ -150,30 +156,53 @@ class Write:
         def done() -> None:
             self._rows_undone_before = self.rows_undone
             self._undone, self._clear = True, False
+            self._begun = None if last else record
             if self._bulk is None:
                 self._next_rows, self._pending, self._bytes = numbers, [], 0
 
         return commands, done
 
-    def _undo(self, wire: Wire, commands: Commands, record: TableRecord) -> int:
+    def _undo(self, wire: Wire, commands: Commands, record: TableRecord) -> tuple[TableRecord, int]:
+        """What is taken away first: the record then, and how many rows a stream takes back."""
         undo = self._stream.undo if self._stream is not None else None
-        table, rows = Table(self._store, self._name, record, self._layout.score), 0
+        table = Table(self._store, self._name, record, self._layout.score)
         if self._clear:
-            commands.extend(table.clear()[0])
+            commands.extend(table.clear(wire)[0])
+            record = record.anew()
         if undo is None or self._undone:
-            return 0
+            return record, 0
         reached('undo.before')
-        taken, rows = table.clear() if undo.whole_table else table.undo(wire, undo.runs)
+        taken, rows = table.clear(wire) if undo.whole_table else table.undo(wire, undo.runs)
         commands.extend(taken)
         reached('undo.after')
-        return rows
+        return record.anew() if undo.whole_table else record, rows
 
-    def _decided(self, commands: Commands, record: TableRecord) -> TableRecord:
-        base = TableRecord(record.schema, self._layout.structure) if self._clear else record
-        decided = self._layout.decide(base, self._name, self._mode, self._keys)
-        if decided != record:
-            commands.call('SET', self._store.own('table', self._name), decided.to_json())
-        return decided
+    def _base(self, record: TableRecord) -> TableRecord:
+        """The record as the first rows find it."""
+        if not self._clear:
+            return record
+        return TableRecord(record.schema, self._layout.structure, token=record.token)
+
+    def _refuse_another(self, record: TableRecord | None) -> None:
+        """Rows that are hidden are shown only in the table that they were written into."""
+        if self._begun is None or (record is not None and record.token == self._begun.token):
+            return
+        raise cleared_meanwhile(self._name)
+
+    def _refuse_foreign(self, wire: Wire, stored: TableRecord | None, record: TableRecord) -> None:
+        """The key of a collection must be free or ours: in a transaction it would fail when all the rest is done."""
+        if record.key is None or record.structure not in COLLECTIONS:
+            return
+        table = Table(self._store, self._name, record)
+        kind, ours = table.kind(wire), {'none'}
+        if stored is not None and stored.key is not None and stored.structure in COLLECTIONS:
+            older = Table(self._store, self._name, stored)
+            ours |= {COLLECTIONS[stored.structure]} if older.collection == table.collection else set()
+        # When another one was quicker to write the first rows, this transaction does nothing and is built again.
+        if kind not in ours and self._store.table(self._name) == stored:
+            raise _not_ours(table, [table.collection])
+        if kind == 'none':
+            wire.call('WATCH', table.collection)
 
     def _rows(self, wire: Wire, commands: Commands, table: Table, numbers: dict[int, int], *, last: bool) -> None:
         """Rows of the pending batches, with whatever has to be looked up before."""
@@ -185,8 +214,9 @@ class Write:
         replaced: dict[bytes, int] = {}
         if upserts:
             batches = _last_of_equals(table, batches)
-        elif not table.is_collection and not table.spec.is_numbered:
-            self._refuse_duplicates(wire, table, batches)
+        elif not table.is_collection:
+            refuse = self._refuse_taken if table.spec.is_numbered else self._refuse_duplicates
+            refuse(wire, table, batches)
         for batch, numbering in batches:
             rows = aligned(batch, table.record)
             if upserts:
@@ -210,6 +240,8 @@ class Write:
         [there] = wire.calls(ask)
         found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist()) if there else []
         staying = {at for at in found if at is not None} - self._leaving(table, {at for at in found if at is not None})
+        if 0 in staying:
+            raise _not_ours(table, [name.as_py() for name, at in zip(names, found, strict=True) if at == 0])
         if staying:
             met = [name for name, at in zip(names, found, strict=True) if at in staying]
             raise _duplicates(table, len(met), f'that is already there, for example {met[0].as_py()!r}')
@@ -218,6 +250,16 @@ class Write:
             counted = pc.value_counts(names)
             example = counted.field('values').filter(pc.greater(counted.field('counts'), 1))[0].as_py()
             raise _duplicates(table, twice, f'of another row of the same load, for example {example!r}')
+
+    def _refuse_taken(self, wire: Wire, table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]) -> None:
+        """Keys that no other rows of ours have: what lies there is somebody else's."""
+        for batch, numbering in batches:
+            # Counting needs no columns.
+            names = table.names(batch if table.spec.is_counted else aligned(batch, table.record), numbering)
+            ask = Commands()
+            ask.add(variadic(('EXISTS',), names))
+            if len(names) and wire.calls(ask)[0]:
+                raise _not_ours(table, there(wire, names.to_numpy(zero_copy_only=False).tolist()))
 
     def _leaving(self, table: Table, ids: set[int]) -> set[int]:
         """Those of the ids whose rows this very transaction takes away before it writes."""
@@ -254,9 +296,7 @@ class Write:
         if self._stream is not None:
             found = [written.get(name, at) for name, at in zip(listed, found, strict=True)]
             written |= dict.fromkeys(listed, numbering.tx_id)
-            commands.extend(
-                table.keep_replaced(names, found, Piece(numbering.tx_id, numbering.first_row, rows.num_rows))
-            )
+            commands.extend(table.keep_replaced(names, found, table.piece(numbering, rows.num_rows)))
         commands.add(variadic(('UNLINK',), names))
 
     def _refuse_strangers(self, ids: Iterable[int]) -> None:
@@ -286,12 +326,14 @@ class Write:
             else:
                 undo = self._stream.undo
                 kept = self._stream.state if undo is None else undo.state
-                saved = replace(stream.with_state(kept, committed=False), intent=self._first_id)
+                layout = '' if record is None else record.layout
+                saved = replace(stream.with_state(kept, committed=False), intent=self._first_id, layout=layout)
                 if self._bulk is not None:
                     saved = replace(saved, clients=[self._bulk.client_id], run_id=self._store.server.run_id())
             commands.call('SET', own('stream', *self._stream.key), saved.to_json())
         elif not last:
-            commands.call('HSET', own('loading', self._name), self._first_id or 0, json.dumps(asdict(Writer.ours())))
+            mark = json.dumps(asdict(Loading.of(record)))
+            commands.call('HSET', own('loading', self._name), self._first_id or 0, mark)
         elif self._is_split:
             commands.call('HDEL', own('loading', self._name), self._first_id or 0)
             final = IdRun(self._first_id or 0, self._first_id or 0)
@@ -314,24 +356,30 @@ class Write:
         self._bulk = Bulk(self._store.server.wire(self._store.tag(self._name)))
         self._transact(None, last=False)
         reached('intent.written')
-        self._table = Table(self._store, self._name, self._store.existing(self._name), self._layout.score)
         self._send(self._bulk)
 
     def _send(self, bulk: Bulk) -> None:
         """Rows on their way; their answers come when they come."""
-        table = self._table
-        if table is None:
-            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        table = self._bulk_table
         only_new = not table.is_collection and not table.spec.is_numbered
         for batch, numbering in self._numbered(self._pending, self._next_rows):
+            if not table.is_collection and not only_new:
+                with self._store.wire(self._name) as wire:
+                    self._refuse_taken(wire, table, [(batch, numbering)])
             bulk.send(table.write(aligned(batch, table.record), numbering, only_new=only_new))
             reached('bulk.sent')
         self._pending, self._bytes = [], 0
 
+    @property
+    def _bulk_table(self) -> Table:
+        if self._begun is None:
+            raise LoadError(f'the table {self._name!r} does not exist', table=self._name)
+        return Table(self._store, self._name, self._begun, self._layout.score)
+
     def _needs_no_checks(self) -> bool:
         """True when rows cannot meet others: numbered, in a collection without order, or set only where nothing is."""
         record = self._store.existing(self._name)
-        decided = self._layout.decide(record, self._name, self._mode, self._keys) if not self._clear else record
+        decided = self._layout.decide(self._base(record), self._name, self._mode, self._keys)
         structure = self._layout.structure
         numbered = decided.key is None or decided.key.is_numbered
         return structure in {'string', 'set', 'sorted_set', 'list'} or (structure in {'hash', 'json'} and numbered)
@@ -340,8 +388,7 @@ class Write:
         bulk.finish()
         bulk.close()
         if bulk.nulls:
-            table = Table(self._store, self._name, self._store.existing(self._name))
-            raise _duplicates(table, bulk.nulls, 'that is already there')
+            raise _duplicates(self._bulk_table, bulk.nulls, 'that is already there')
 
     def _numbered(
         self, batches: Sequence[pa.RecordBatch], numbers: dict[int, int]
@@ -383,6 +430,14 @@ def _last_of_equals(
         last[codes] = np.arange(len(codes))
         kept.append((batch.take(pa.array(np.sort(last))), numbering))
     return kept
+
+
+def _not_ours(table: Table, keys: Sequence[bytes]) -> LoadError:
+    return LoadError(
+        f'{len(keys)} keys of {table.name!r} hold something that is not of this table, for example {keys[0]!r}',
+        hint='nothing of the unit was kept; move them away, or use another key_pattern',
+        table=table.name,
+    )
 
 
 def _duplicates(table: Table, count: int, where: str) -> LoadError:

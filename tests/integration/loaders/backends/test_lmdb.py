@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from amp.errors import ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
 from amp.loaders.implementations.lmdb_loader import LMDBLoader
+from amp.loaders.lmdb import unit as lmdb_unit
 from amp.loaders.row_bytes import RowBytes, Slices
 from amp.loaders.row_msgpack import RowMsgpack
 from amp.loaders.stamps import TX_ID
@@ -532,6 +533,36 @@ with LMDBLoader({'db_path': sys.argv[1], 'sync': False, 'layout': sys.argv[2]}) 
             assert [txn.stat(database)['entries'] for database in databases] == [0, 0, 0], 'swept by the next to come'
         load(db, 't', {'x': ['alive']})
         assert rows(db, 't') == [('alive',)]
+
+
+@pytest.mark.parametrize('what', ['overwrite', 'drop', 'drop and make anew'])
+@pytest.mark.parametrize('layout', ['rows', 'batches'])
+def test_a_large_unit_never_lands_in_a_table_that_was_cleared_meanwhile(folder, layout, what, monkeypatch):
+    monkeypatch.setattr(lmdb_unit, '_IN_MEMORY', 20_000)
+    with opened(folder, layout=layout) as db, opened(folder, layout=layout) as other:
+        stream(db, response(eth(0, 9, '0xa'), 1))
+
+        def feed():
+            for i in range(6):
+                if i == 4:
+                    if what == 'overwrite':
+                        load(other, 't', {'block_num': [700]}, mode='overwrite')
+                    else:
+                        other.drop_table('t')
+                    if what == 'drop and make anew':
+                        load(other, 't', {'block_num': [700]})
+                batch = pa.record_batch({'block_num': range(i * 3000, i * 3000 + 3000)})
+                yield ResponseBatch.data_batch(batch, response(eth(10, 19, '0xb', '0xa'), complete=i == 5).metadata)
+
+        with pytest.raises(DestinationError, match='was overwritten or dropped while a large unit'):
+            list(db.load_stream_continuous(feed(), 't', retry_seconds=0))
+        [info] = db.list_streams()
+        assert info.state.position.to_dict() == {'ethereum': {'number': 9, 'hash': '0xa'}}
+        assert db.table_exists('t') == (what != 'drop')
+        if what == 'drop':
+            load(other, 't', {'block_num': [700]})
+        assert other.scan('t').read_all()['block_num'].to_pylist() == [700]
+        assert other.get_table_info('t')['row_count'] == 1
 
 
 def test_a_large_load_that_fails_takes_its_rows_away(folder):

@@ -297,6 +297,22 @@ def test_ttl_is_given_to_every_row(open_loader, t):
         assert db.get_table_info(name)['row_count'] == 0
 
 
+def test_rows_that_have_expired_are_not_looked_for(open_loader, t):
+    db, plain = open_loader(ttl=1000), open_loader()
+    load(db, t, {'k': range(10)})
+    assert plain.get_table_info(t)['row_count'] == 10
+    stream(db, t + 's', response(eth(0, 0, '0xa'), 0), response(eth(1, 1, '0xb', '0xa'), 1))
+    for name in (t, t + 's'):
+        # What the server does when their time has come.
+        db.client.delete(*db.client.scan_iter(f'{name}:*'), *db.client.scan_iter(f'_amp:keys:{name}:*'))
+    assert [loader.get_table_info(t)['row_count'] for loader in (db, plain)] == [0, 0]
+    before = db.client.info('commandstats').get('cmdstat_hmget', {}).get('calls', 0)
+    assert rows(db, t) == rows(plain, t) == []
+    assert db.client.info('commandstats').get('cmdstat_hmget', {}).get('calls', 0) == before
+    [result] = stream(db, t + 's', ResponseBatch.reorg_batch([eth(1, 1, '0xd')]))
+    assert result.metadata['rows_undone'] == 0
+
+
 def test_json_without_its_module_is_refused_by_name(redis_test_config):
     with pytest.raises(DestinationError, match='needs the JSON module'):
         RedisLoader({**redis_test_config, 'data_structure': 'json'}).connect()
@@ -529,6 +545,62 @@ with RedisLoader(json.loads(sys.argv[1])) as db:
     assert len(list(db.client.scan_iter(f'{t}:*'))) == 1
 
 
+@pytest.mark.parametrize('what', ['overwrite', 'drop', 'drop and make anew'])
+@pytest.mark.parametrize('structure', ['hash', 'string', 'list', 'stream'])
+def test_a_large_unit_never_lands_in_a_table_that_was_cleared_meanwhile(open_loader, t, structure, what, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db, other = open_loader(data_structure=structure), open_loader(data_structure=structure)
+    stream(db, t, response(eth(0, 9, '0xa'), 1))
+
+    def feed():
+        for i in range(6):
+            if i == 4:
+                if what == 'overwrite':
+                    load(other, t, {'block_num': [700]}, mode='overwrite')
+                else:
+                    other.drop_table(t)
+                if what == 'drop and make anew':
+                    load(other, t, {'block_num': [700]})
+            batch = pa.record_batch({'block_num': range(i * 300, i * 300 + 300)})
+            yield ResponseBatch.data_batch(batch, response(eth(10, 19, '0xb', '0xa'), complete=i == 5).metadata)
+
+    with pytest.raises((LoadError, DestinationError), match=r'was overwritten or dropped while|does not exist'):
+        list(db.load_stream_continuous(feed(), t, retry_seconds=0))
+    [position] = [info.state.position.to_dict() for info in db.list_streams() if info.key.table == t]
+    assert position == {'ethereum': {'number': 9, 'hash': '0xa'}}
+    assert db.table_exists(t) == (what != 'drop')
+    if what == 'drop':
+        load(other, t, {'block_num': [700]})
+    assert other.scan(t).read_all()['block_num'].to_pylist() == [700]
+    assert other.get_table_info(t)['row_count'] == 1
+    other.drop_table(t)
+    assert [*db.client.scan_iter(f'{t}*')] == [], 'no row of it is left behind'
+
+
+def test_a_large_load_that_died_in_a_dropped_table_is_swept_by_what_it_left(open_loader, redis_test_config, t):
+    code = """
+import json, os, signal, sys, pyarrow as pa
+from amp.loaders import points
+from amp.loaders.redis import unit as redis_unit
+from amp.loaders.implementations.redis_loader import RedisLoader
+redis_unit._SMALL = 20_000
+def die(point):
+    if point == 'bulk.sent':
+        with RedisLoader(json.loads(sys.argv[1])) as other:
+            other.drop_table(sys.argv[2])
+        os.kill(os.getpid(), signal.SIGKILL)
+points.hook = die
+with RedisLoader(json.loads(sys.argv[1])) as db:
+    db.load_table(pa.table({'x': ['x' * 100] * 900}), sys.argv[2], batch_size=250)
+"""
+    done = subprocess.run([sys.executable, '-c', code, json.dumps(redis_test_config), t], check=False)
+    assert done.returncode == -signal.SIGKILL
+    db = open_loader(key_pattern='{table}:{x}')
+    load(db, t, {'x': ['alive']})
+    assert rows(db, t) == [('alive',)]
+    assert [*db.client.scan_iter(f'{t}:*')] == [f'{t}:alive'.encode()]
+
+
 def test_an_older_writer_in_the_middle_of_a_large_unit_is_cut_off(open_loader, t, monkeypatch):
     monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
     db, winner = open_loader(), open_loader()
@@ -554,6 +626,72 @@ def test_the_older_writer_loses_at_its_next_commit(open_loader, t):
     with pytest.raises(StaleEpochError, match=r'the-winner:1 at 2026-01-01.*epoch 2'):
         next(older)
     assert [row[0] for row in rows(db, t)] == [1]
+
+
+# Keys of somebody else
+
+
+@pytest.mark.parametrize('structure', ['stream', 'set', 'sorted_set', 'list'])
+def test_a_collection_whose_key_is_somebody_elses_moves_no_position(open_loader, t, structure):
+    db = open_loader(data_structure=structure)
+    for foreign in (lambda: db.client.set(t, 'mine'), lambda: db.client.rpush(t, 'mine')):
+        foreign()
+        kind = db.client.type(t)
+        with pytest.raises(LoadError, match='hold something that is not of this table'):
+            stream(db, t, response(eth(0, 9, '0xa'), 1))
+        [info] = [info for info in db.list_streams() if info.key.table == t]
+        assert not info.state.position
+        assert 'not of this table' in refused(db, t, {'block_num': [1]})
+        db.drop_table(t)
+        assert db.client.type(t) == kind, 'it is still there'
+        db.client.delete(t)
+    stream(db, t, response(eth(0, 9, '0xa'), 1))
+    db.client.set(t, 'mine')
+    with pytest.raises(LoadError, match='not of this table'):
+        stream(db, t, response(eth(10, 19, '0xb', '0xa'), 11))
+    with pytest.raises(LoadError, match='not of this table'):
+        stream(db, t, ResponseBatch.reorg_batch([eth(0, 9, '0xd')]))
+    db.drop_table(t)
+    assert db.client.get(t) == b'mine'
+
+
+@pytest.mark.parametrize('small', [20_000, 1 << 24])
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_a_key_of_somebody_else_in_the_way_of_counted_rows_stays_as_it_is(
+    open_loader, t, structure, small, monkeypatch
+):
+    monkeypatch.setattr(redis_unit, '_SMALL', small)
+    db = open_loader(data_structure=structure)
+    load(db, t, {'x': ['first']})
+    many = {'x': ['x' * 100] * 900}
+    for write in (lambda key: db.client.set(key, 'mine'), lambda key: db.client.hset(key, mapping={'x': 'mine'})):
+        key = f'{t}:{int(db.client.get("_amp:loads")) + 1}:700'
+        write(key)
+        kept = db.client.dump(key)
+        error = refused(db, t, many, batch_size=250)
+        assert f"hold something that is not of this table, for example b'{key}'" in error
+        assert db.client.dump(key) == kept
+        assert rows(db, t) == [('first',)]
+        assert len([*db.client.scan_iter(f'{t}:*')]) == 2
+        db.client.delete(key)
+
+
+@pytest.mark.parametrize('small', [20_000, 1 << 24])
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_a_key_of_somebody_else_in_the_way_of_named_rows_stays_as_it_is(open_loader, t, structure, small, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', small)
+    db = open_loader(data_structure=structure, key_pattern='{table}:{k}')
+    load(db, t, {'k': [1000], 'x': ['first']})
+    many = {'k': range(900), 'x': ['x' * 100] * 900}
+    for write in (lambda key: db.client.set(key, 'mine'), lambda key: db.client.hset(key, mapping={'x': 'mine'})):
+        write(f'{t}:700')
+        kept = db.client.dump(f'{t}:700')
+        for options in ({}, {'mode': 'upsert', 'key_columns': ['k']}):
+            assert refused(db, t, many, batch_size=250, **options)
+            assert db.client.dump(f'{t}:700') == kept
+            assert rows(db, t) == [(1000, 'first')]
+            assert len([*db.client.scan_iter(f'{t}:*')]) == 2, 'nothing of the refused load is left'
+        db.client.delete(f'{t}:700')
 
 
 # Many at once
