@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from amp.devserver import schemas
 from amp.devserver.chain import Chain
 from amp.devserver.engine import Engine
-from amp.devserver.sql import Statement, parse_statement
+from amp.devserver.evm.binding import BoundStatement
+from amp.devserver.sql import Statement, Token, parse_statement
 from amp.errors import QueryError
 
 pytestmark = pytest.mark.unit
@@ -222,3 +225,17 @@ def test_what_may_not_stream(engine, sql, operation):
     assert str(caught.value).startswith(refused)
     assert operation in str(caught.value)
     assert caught.value.context['code'] == 'INVALID_ARGUMENT'
+
+
+def test_nothing_is_kept_of_a_long_statement(engine):
+    def objects() -> int:
+        gc.collect()
+        return sum(isinstance(each, (Token, BoundStatement)) for each in gc.get_objects())
+
+    engine.prepare(parse_statement('SELECT 1 AS x'))
+    before = objects()
+    for number in range(3):
+        text = f'SELECT {number} AS x WHERE 1 IN ({", ".join(["1"] * 20_000)})'
+        assert engine.prepare(parse_statement(text)).schema.names == ['x']
+    # The tokens of plans and of short statements are kept.
+    assert objects() - before < 1000

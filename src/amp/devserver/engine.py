@@ -22,6 +22,7 @@ from amp.devserver.chain import Chain, Scan, Snapshot
 from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
+from amp.devserver.limits import MAX_KEPT
 from amp.devserver.names import check_aliases, check_references, dataset_name
 from amp.devserver.readers import READERS
 from amp.devserver.scans import make_table
@@ -86,6 +87,8 @@ class Engine:
             known, query = self._prepared.get(statement, (None, None))
         if query is None or known is not datasets:
             query = self._prepare(statement)
+            if len(statement.text) > MAX_KEPT:
+                return query
             with self._preparing:
                 self._prepared[statement] = datasets, query
                 while len(self._prepared) > _PREPARED:

@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from functools import lru_cache, wraps
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from amp.devserver.sql import Token
 
-__all__ = ['MAX_CHAIN', 'MAX_CHARACTERS', 'too_long_a_chain']
+__all__ = ['MAX_CHAIN', 'MAX_CHARACTERS', 'MAX_KEPT', 'kept', 'too_long_a_chain']
 
 MAX_CHARACTERS = 1 << 20
 MAX_CHAIN = 400
 """Operators that depend on each other: half of what DataFusion survives in a thread with a stack of 8 MiB."""
+
+MAX_KEPT = 1 << 15
+"""Characters of a text beyond which nothing that is made of it is kept for the next time: tokens take far more room."""
+
+T = TypeVar('T')
+
+
+def kept(most: int) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    """Keep what a function gave for the last `most` texts, long ones excepted."""
+
+    def decorate(function: Callable[[str], T]) -> Callable[[str], T]:
+        remembered = lru_cache(maxsize=most)(function)
+
+        @wraps(function)
+        def remembering(text: str) -> T:
+            return remembered(text) if len(text) <= MAX_KEPT else function(text)
+
+        return remembering
+
+    return decorate
+
 
 _OPERATORS = {'+', '-', '*', '/', '%', '|', '&', '^', '<', '>', '=', '[', ':', 'and', 'or', 'not', 'like', 'is'}
 _SETS = {'union', 'intersect', 'except', 'join'}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 
-from amp.devserver.limits import MAX_CHAIN, MAX_CHARACTERS, too_long_a_chain
+from amp.devserver.limits import MAX_CHAIN, MAX_CHARACTERS, kept, too_long_a_chain
 from amp.errors import QueryError
 
 __all__ = ['Statement', 'Token', 'caused_by', 'internal', 'invalid_argument', 'parse_statement', 'tokens_of']
@@ -84,7 +83,7 @@ class Token:
         return self.text[1:-1].replace("''", "'")
 
 
-@lru_cache(maxsize=32)
+@kept(32)
 def tokens_of(sql: str) -> tuple[Token, ...]:
     """The tokens of `sql` without space and comments; comments may hold comments."""
     tokens: list[Token] = []

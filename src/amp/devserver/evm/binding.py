@@ -12,7 +12,7 @@ import contextlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 
 import pyarrow as pa
 from datafusion import DataFrame, SessionContext, SQLOptions, udf
@@ -22,6 +22,7 @@ from amp.devserver.evm.calls import Call, find_calls, with_block_num
 from amp.devserver.evm.eth_call import Node, build_eth_call
 from amp.devserver.evm.functions import BLOCK_NUM, BUILDERS, BY_TYPES, FunctionError, Implementation, Types
 from amp.devserver.evm.words import Column
+from amp.devserver.limits import kept
 
 __all__ = ['BoundStatement', 'Functions', 'streamed']
 
@@ -44,10 +45,10 @@ class Functions:
     def __init__(self, nodes: Mapping[str, Node], dataset_name: Callable[[str], str | None]) -> None:
         self._nodes = dict(nodes)
         self._dataset_name = dataset_name
-        self.bind = lru_cache(maxsize=256)(self._bind)
+        self.bind = kept(256)(self._bind)
 
     def _bind(self, sql: str) -> BoundStatement:
-        """The statement with its calls; the same object for the same text, so that what it learns is kept."""
+        """The statement with its calls; the same object for the same text, unless that is long, so that what it learns is kept."""
         calls = find_calls(sql, BUILDERS, {'eth_call'})
         return BoundStatement(sql, [(call, self._builder(call)) for call in calls])
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 from eth_hash.auto import keccak
 
 from amp.devserver.evm.solidity import HASH, WORD, Array, Bytes, Scalar, SolType, Tuple
+from amp.devserver.limits import kept
 
 __all__ = ['Event', 'Function', 'SignatureError', 'parse_event', 'parse_function', 'parse_type']
 
@@ -92,7 +93,7 @@ def _canonical(name: str, parameters: tuple[_Parameter, ...]) -> bytes:
     return f'{name}({",".join(str(p.type) for p in parameters)})'.encode()
 
 
-@lru_cache(maxsize=1024)
+@kept(1024)
 def parse_event(text: str) -> Event:
     """`[event] Name(type [indexed] [name], ...) [anonymous]`. Raises SignatureError."""
     parser = _Parser(text)
@@ -107,7 +108,7 @@ def parse_event(text: str) -> Event:
     return Event(name, parameters, anonymous)
 
 
-@lru_cache(maxsize=1024)
+@kept(1024)
 def parse_function(text: str) -> Function:
     """`[function] name(type name, ...) [public view ... returns (...)]`. Raises SignatureError."""
     parser = _Parser(text)
@@ -124,7 +125,7 @@ def parse_function(text: str) -> Function:
     return Function(name, parameters)
 
 
-@lru_cache(maxsize=1024)
+@kept(1024)
 def parse_type(text: str) -> SolType:
     """One type, such as `uint256`, `(address,bytes)[]` or `string`. Raises SignatureError."""
     parser = _Parser(text)
