@@ -151,6 +151,14 @@ def test_values_that_are_almost_alike_differ(one, two):
     assert checksum(pa.record_batch([a], ['x'])).value != checksum(pa.record_batch([b], ['x'])).value
 
 
+def test_a_view_of_a_list_counts_as_the_list():
+    values = pa.array([1, 2, 3])
+    view = pa.ListViewArray.from_arrays(pa.array([2, 0, 0], pa.int32()), pa.array([1, 3, 0], pa.int32()), values)
+    rows = pa.record_batch({'l': view})
+    plain = pa.record_batch({'l': pa.array(view.to_pylist(), pa.list_(pa.int64()))})
+    assert checksum([rows]) == checksum([plain]) == checksum([conform(rows, plain.schema)])
+
+
 def test_columns_that_swap_their_values_differ():
     a, b = pa.array([1, 2]), pa.array([3, 4])
     assert checksum(pa.record_batch([a, b], ['a', 'b'])) != checksum(pa.record_batch([b, a], ['a', 'b']))

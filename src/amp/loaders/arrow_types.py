@@ -16,6 +16,7 @@ import pyarrow.types as pt
 
 from amp.errors import SchemaError
 from amp.loaders.json_text import is_bytes, is_list, is_text, plain
+from amp.loaders.list_views import without_views
 
 __all__ = ['AS', 'Landing', 'Rule', 'TypeTable', 'kind_of', 'land', 'type_table', 'wire_schema']
 
@@ -53,7 +54,7 @@ class Landing:
     def land(self, values: Column) -> Column:
         """The values in their wire form. Raises SchemaError when one of them does not fit."""
         try:
-            converted = values if self.convert is None else self.convert(values)
+            converted = without_views(values if self.convert is None else self.convert(values))
             return converted if converted.type.equals(self.wire) else converted.cast(self.wire)
         except SchemaError as error:
             raise SchemaError(f'column {self.name!r}: {error.message}', hint=error.hint, column=self.name) from error

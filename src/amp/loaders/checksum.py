@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 
 from amp.errors import SchemaError
+from amp.loaders.list_views import without_views
 
 __all__ = ['Checksum', 'Words', 'checksum', 'conform', 'row_hashes']
 
@@ -89,7 +90,7 @@ def _cast(column: _Array, kind: pa.DataType) -> _Array:
     if column.type.equals(kind) or (_is_bytes(column.type) and _is_bytes(kind)):
         return column
     try:
-        return column.cast(kind)
+        return without_views(column).cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return column
 
@@ -134,7 +135,7 @@ def _decoded(array: _Array) -> _Array:
     if pa.types.is_run_end_encoded(kind):
         return _decoded(pc.run_end_decode(array))
     if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-        return array.cast(pa.large_list(kind.value_field))
+        return without_views(array)
     if _is_bytes(kind) and not pa.types.is_fixed_size_binary(kind):
         return array.cast(pa.large_binary())
     return array

@@ -110,6 +110,11 @@ def _utc_micro(kind: Any) -> pa.DataType:
     return pa.timestamp('us', 'UTC')
 
 
+def _fixed(kind: Any) -> pa.DataType:
+    """Bytes of no length have no type in Parquet: there they are bytes of any length."""
+    return kind if kind.byte_width else pa.binary()
+
+
 _ICEBERG = TypeTable(
     'Iceberg',
     {
@@ -122,7 +127,7 @@ _ICEBERG = TypeTable(
         'decimal': Rule('decimal({precision},{scale})', _whole_decimal, note='of at most 38 digits'),
         'text': Rule('string', pa.string()),
         'bytes': Rule('binary', pa.binary()),
-        'fixed bytes': Rule('fixed[{width}]'),
+        'fixed bytes': Rule('fixed[{width}]', _fixed),
         'date': Rule('date', pa.date32()),
         'time': Rule('time', pa.time64('us')),
         'time[ns]': Rule('time', pa.time64('us'), note=_NS_REFUSED),

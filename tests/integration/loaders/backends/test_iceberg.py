@@ -259,6 +259,47 @@ def test_a_transform_that_does_not_fit_its_column_makes_no_table(tmp_path, spec)
         assert not lake.table_exists('t')
 
 
+_VIEWS = {
+    'list view': pa.array([[1, 2], [], None, [3, None]], pa.list_view(pa.int32())),
+    'large list view': pa.array([['a', None], None, ['b']], pa.large_list_view(pa.string())),
+    'out of order': pa.ListViewArray.from_arrays(
+        pa.array([2, 0, 0], pa.int32()), pa.array([1, 3, 0], pa.int32()), pa.array([1, 2, 3])
+    ),
+    'in a list': pa.array([[[1, 2], None], None, [[], [3]]], pa.list_(pa.list_view(pa.int32()))),
+    'in a list of fixed size': pa.array([[[1], [2, 3]], None, [None, []]], pa.list_(pa.list_view(pa.int32()), 2)),
+    'in a struct': pa.array(
+        [{'a': [1, 2]}, None, {'a': None}, {'a': [3]}], pa.struct([('a', pa.list_view(pa.int64()))])
+    ),
+    'in a map': pa.array(
+        [[('a', [1, 2]), ('b', None)], None, [], [('c', [3])]], pa.map_(pa.string(), pa.list_view(pa.int32()))
+    ),
+    'of uint64': pa.array([[2**64 - 1], None, [1, 2]], pa.list_view(pa.uint64())),
+    'of bytes': pa.array([[b'ab', None], [b'cd']], pa.list_view(pa.binary(2))),
+}
+
+
+@pytest.mark.parametrize('views', _VIEWS.values(), ids=_VIEWS.keys())
+def test_views_of_lists_land_exactly(lake, views):
+    for name, column in (('whole', views), ('slice', views.slice(1))):
+        result = lake.load_table(pa.table({'i': range(len(column)), 'l': column}), name)
+        assert result.success, result.error
+        assert lake.scan(name).read_all().sort_by('i')['l'].to_pylist() == column.to_pylist()
+
+
+_NO_BYTES = {
+    'column': pa.array([b'', None], pa.binary(0)),
+    'list': pa.array([[b'', None], None], pa.list_(pa.binary(0))),
+    'struct': pa.array([{'a': b''}, None], pa.struct([('a', pa.binary(0))])),
+}
+
+
+@pytest.mark.parametrize('column', _NO_BYTES.values(), ids=_NO_BYTES.keys())
+def test_bytes_of_no_length_land_exactly(lake, column):
+    result = lake.load_table(pa.table({'i': [0, 1], 'b': column}), 't')
+    assert result.success, result.error
+    assert lake.scan('t').read_all().sort_by('i')['b'].to_pylist() == column.to_pylist()
+
+
 @pytest.mark.parametrize('kind', [pa.float16(), pa.float32(), pa.float64()], ids=str)
 def test_a_floating_point_key_is_refused_by_name(lake, kind):
     """0.0 and -0.0 are one number and two keys, and a NaN is not equal to itself: rows would be there twice."""
