@@ -54,7 +54,7 @@ class Landing:
     def land(self, values: Column) -> Column:
         """The values in their wire form. Raises SchemaError when one of them does not fit."""
         try:
-            converted = without_views(values if self.convert is None else self.convert(values))
+            converted: Column = without_views(values if self.convert is None else self.convert(values))
             return converted if converted.type.equals(self.wire) else converted.cast(self.wire)
         except SchemaError as error:
             raise SchemaError(f'column {self.name!r}: {error.message}', hint=error.hint, column=self.name) from error

@@ -111,7 +111,7 @@ class Fitting:
         landed = pa.RecordBatch.from_arrays(columns, schema=self.schema)
         for name in self._texts:
             # delta-rs tells the partitions of one write by their folders, and null has this one.
-            if pc.any(_equal(landed.column(name), _NULL_FOLDER)).as_py():
+            if pc.any(_equal(landed.column(name), _NULL_FOLDER)) == pa.scalar(True):
                 raise SchemaError(
                     f'column {name!r} has the text {_NULL_FOLDER!r}, which as a partition is null',
                     hint='nothing of the unit was kept; leave the row out, or load into a table without partitions',
