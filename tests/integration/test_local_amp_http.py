@@ -95,6 +95,29 @@ def test_errors_before_the_first_row(jsonl, sql, status, code):
     assert jsonl.get('/health').status_code == 200
 
 
+@pytest.mark.parametrize(
+    ('sql', 'told'),
+    [
+        ('SELECT * FROM other.blocks', 'Dataset not found: other'),
+        ('SELECT * FROM eth_rpc.nothing', 'Table nothing not found in dataset eth_rpc'),
+    ],
+)
+def test_tables_are_looked_up_before_the_plan(jsonl, sql, told):
+    answer = jsonl.post('/', content=sql)
+    assert answer.status_code == 500
+    assert answer.json() == {
+        'error_code': 'PHYSICAL_CATALOG_ERROR',
+        'error_message': f'error creating physical catalog | Caused by: {told}',
+    }
+
+
+def test_friendly_errors_are_for_both_endpoints():
+    with LocalAmp.simulate(blocks=2, jsonl_port=0, friendly=True) as amp:
+        answer = httpx.post(amp.jsonl_url, content='SELECT * FROM eth_rpc.block')
+    assert (answer.status_code, answer.json()['error_code']) == (404, 'PHYSICAL_CATALOG_ERROR')
+    assert answer.json()['error_message'] == "dataset eth_rpc has no table 'block' (did you mean blocks?)"
+
+
 def test_an_error_among_the_rows_breaks_the_answer_off(jsonl):
     sql = (
         "SELECT evm_encode_hex(CASE WHEN l.block_num > 48 AND b.block_num > 48 THEN '0x123' ELSE repeat('0', 64) END) AS h "

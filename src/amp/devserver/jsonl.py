@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,7 +25,7 @@ from starlette.routing import Route
 from amp.devserver.ahead import LeftError
 from amp.devserver.chain import Scan
 from amp.devserver.engine import Engine, TableName
-from amp.devserver.sql import invalid_argument, parse_statement
+from amp.devserver.sql import caused_by, invalid_argument, parse_statement
 from amp.errors import QueryError, SourceError
 
 __all__ = ['jsonl_app', 'to_json_lines']
@@ -35,6 +36,7 @@ _NO_STREAMS = (
     'Please use the Arrow Flight endpoint instead.'
 )
 _LOOK_SECONDS = 0.25
+_CATALOG = 'PHYSICAL_CATALOG_ERROR'
 _STATUS = {'INVALID_ARGUMENT': 400, 'NOT_FOUND': 404}
 # By what the text says, the first that fits.
 _CODES = {
@@ -43,9 +45,9 @@ _CODES = {
     _NO_STREAMS: 'STREAMING_NOT_SUPPORTED',
     'Failed to resolve table references': 'TABLE_REFERENCE_RESOLUTION',
     'Failed to resolve function references': 'FUNCTION_REFERENCE_RESOLUTION',
-    'Dataset not found': 'PHYSICAL_CATALOG_ERROR',
-    'not found in dataset': 'PHYSICAL_CATALOG_ERROR',
-    'error creating physical catalog': 'PHYSICAL_CATALOG_ERROR',
+    'Dataset not found': _CATALOG,
+    'not found in dataset': _CATALOG,
+    'error creating physical catalog': _CATALOG,
     'invalid query': 'INVALID_QUERY',
     'query execution error': 'EXECUTION_ERROR',
 }
@@ -55,8 +57,11 @@ _CODES = {
 _in_a_thread = partial(to_thread.run_sync, abandon_on_cancel=True)
 
 
-def jsonl_app(engine: Engine) -> Starlette:
-    """The application over an engine's datasets."""
+_UNKNOWN = re.compile(r'Dataset not found: .*|Table \S* not found in dataset .*')
+
+
+def jsonl_app(engine: Engine, explain: Callable[[QueryError], QueryError] | None = None) -> Starlette:
+    """The application over an engine's datasets; errors are explained first, if they can be."""
 
     async def query(request: Request) -> Response:
         sql = await request.body()
@@ -68,7 +73,7 @@ def jsonl_app(engine: Engine) -> Starlette:
                     gone.set()
             batches = running.result()
         except QueryError as error:
-            return _failed(error)
+            return _failed(error, explain)
         except LeftError:
             return Response()
         finally:
@@ -129,10 +134,16 @@ def _run(engine: Engine, sql: bytes, gone: Callable[[], bool]) -> Iterator[pa.Re
     return chain(first, batches)
 
 
-def _failed(error: QueryError) -> JSONResponse:
+def _failed(error: QueryError, explain: Callable[[QueryError], QueryError] | None) -> JSONResponse:
     text, code = str(error), str(error.context.get('code'))
     default = 'INVALID_PLAN' if code == 'INVALID_ARGUMENT' else 'PLANNING_ERROR'
     named = next((name for part, name in _CODES.items() if part in text), default)
+    if explain is not None:
+        error = explain(error)
+        text, code = str(error), str(error.context.get('code'))
+    elif named == _CATALOG and (unknown := _UNKNOWN.search(text)):
+        # This endpoint looks tables up before it plans.
+        text = caused_by('error creating physical catalog', unknown.group())
     return JSONResponse({'error_code': named, 'error_message': text}, _STATUS.get(code, 500))
 
 

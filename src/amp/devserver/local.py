@@ -242,9 +242,10 @@ class LocalAmp:
                 f'the HTTP endpoints need the package {error.name!r}, which is not installed',
                 hint="pip install 'amp-python[serve]'",
             ) from error
+        explained = self._explained if self._friendly else None
         try:
             for name, port in wanted.items():
-                app = jsonl_app(self._engine) if name == 'jsonl' else admin_app(self.catalog)
+                app = jsonl_app(self._engine, explained) if name == 'jsonl' else admin_app(self.catalog)
                 self._http[name] = HttpServer(app, self._host, port, name, self._token)
                 self._http_ports[name] = self._http[name].port
         except ConfigError:

@@ -15,7 +15,7 @@ from amp.devserver.faults import EndOfResult, Faults, Message
 from amp.devserver.keep_alive import with_keep_alives
 from amp.devserver.microbatch import Cursor, Together, earliest_block, encode_metadata, next_range
 from amp.devserver.sql import caused_by, internal
-from amp.errors import QueryError
+from amp.errors import SourceError
 from amp.streaming.types import BlockRange
 
 __all__ = ['Streams', 'empty_batch', 'split']
@@ -131,9 +131,10 @@ class Streams:
         try:
             for batch in with_keep_alives(split(batches, self._faults.split_rows), every, lambda: empty):
                 yield Message(batch, metadata, blocks=blocks)
-        except QueryError as error:
+        except SourceError as error:
             wrapped = 'streaming query execution error'
-            raise internal(caused_by(wrapped, wrapped, str(error.context['cause']))) from error
+            # A QueryError has what DataFusion said; other errors are of files that cannot be read.
+            raise internal(caused_by(wrapped, wrapped, str(error.context.get('cause', error)))) from error
         yield Message(empty, encode_metadata([step.range], complete=True), complete=True, blocks=blocks)
 
 
