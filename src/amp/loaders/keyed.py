@@ -20,7 +20,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 import pyarrow as pa
 
-from amp.errors import DestinationError, IntegrityError
+from amp.errors import ConfigError, DestinationError, IntegrityError
 from amp.loaders.sql import stale_epoch
 from amp.loaders.types import LoadMode
 from amp.loaders.unit import Claim, StreamInfo
@@ -36,6 +36,7 @@ __all__ = [
     'Writer',
     'cleared_meanwhile',
     'still_owned',
+    'whole_number',
 ]
 
 FIRST_STREAM_ID = 1 << 51
@@ -128,6 +129,14 @@ def still_owned(record: _Record | None, key: StreamKey, epoch: int) -> _Record:
     if record.epoch != epoch:
         raise stale_epoch(key, epoch, record.epoch, record.claim.owner, record.claim.taken_at)
     return record
+
+
+def whole_number(name: str, value: object, lowest: int, highest: int) -> int:
+    """A number of a configuration, also when it is written as text. Raises ConfigError."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    if not isinstance(number, int) or isinstance(number, bool) or not lowest <= number <= highest:
+        raise ConfigError(f'{name}={value!r} is not a whole number from {lowest} to {highest}')
+    return number
 
 
 def cleared_meanwhile(table: str) -> DestinationError:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.base import DataLoader
-from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit
+from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit, whole_number
 from amp.loaders.lmdb.catalog import TableRecord, database_names
 from amp.loaders.lmdb.environment import Environment
 from amp.loaders.lmdb.layout import Layout
@@ -26,6 +26,10 @@ from amp.loaders.unit import Claim, StreamInfo, StreamJob
 from amp.streaming.ledger import StreamKey, StreamState, Undo
 
 __all__ = ['LMDBConfig', 'LMDBLoader']
+
+
+# Of the addresses of a process on usual machines, half.
+_LARGEST_MAP = 1 << 46
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class LMDBConfig:
             raise ConfigError(f'serialization={self.serialization!r} is not known', hint="'arrow' or 'msgpack'")
         if self.layout not in {None, 'rows', 'batches'}:
             raise ConfigError(f'layout={self.layout!r} is not known', hint="'rows' or 'batches'")
+        if self.map_size is not None:
+            object.__setattr__(self, 'map_size', whole_number('map_size', self.map_size, 1, _LARGEST_MAP))
         if self.key_column is not None and self.key_pattern is not None:
             raise ConfigError('key_column and key_pattern are two ways to say one thing', hint='leave one out')
         if self.layout == 'batches' and Layout(None, self.serialization, self.key_column, self.key_pattern).is_by_row:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from amp.errors import ConfigError, DestinationError
 from amp.loaders.arrow_types import type_table
 from amp.loaders.base import DataLoader
-from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit
+from amp.loaders.keyed import FIRST_STREAM_ID, Gathering, StreamTarget, WriteUnit, whole_number
 from amp.loaders.redis.connect import Place, Server
 from amp.loaders.redis.layout import DEFAULT_PATTERN, Layout
 from amp.loaders.redis.reader import Reader
@@ -31,6 +31,7 @@ from amp.streaming.ledger import StreamKey, StreamState, Undo
 __all__ = ['RedisConfig', 'RedisLoader']
 
 
+_BOUNDS = {'port': (1, 65_535), 'db': (0, 1 << 30), 'ttl': (1, 1 << 40), 'pipeline_size': (1, 1 << 20)}
 STRUCTURES = ('hash', 'string', 'stream', 'set', 'sorted_set', 'list', 'json')
 
 
@@ -64,10 +65,10 @@ class RedisConfig:
             raise ConfigError(
                 f'data_structure={self.data_structure!r} is not known', hint=f'one of: {", ".join(STRUCTURES)}'
             )
-        for name in ('ttl', 'pipeline_size'):
+        for name, (lowest, highest) in _BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ConfigError(f'{name}={value!r} is not a number above zero')
+            if value is not None:
+                object.__setattr__(self, name, whole_number(name, value, lowest, highest))
 
 
 class RedisLoader(Gathering, DataLoader[RedisConfig]):

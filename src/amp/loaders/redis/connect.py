@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ __all__ = ['FOREIGN', 'Answers', 'Bulk', 'Place', 'Server', 'Wire', 'explained']
 
 _NEVER_MIND = (exceptions.ConnectionError, exceptions.TimeoutError, OSError)
 _LONGEST_SILENCE = 120.0
+_CONNECT_SECONDS = 10.0
 _WRONG_TYPE = ('WRONGTYPE', 'wrong Redis type')
 
 FOREIGN = object()
@@ -54,12 +56,14 @@ class Server:
             'password': place.password,
             'ssl': place.tls,
             'socket_timeout': _LONGEST_SILENCE,
-            'socket_connect_timeout': 10,
+            'socket_connect_timeout': _CONNECT_SECONDS,
             'protocol': 2,
         }
         if place.tls and place.tls_ca is not None:
             options['ssl_ca_certs'] = place.tls_ca
         with explained(place):
+            if place.tls:
+                _shake_hands(place)
             if place.cluster:
                 if place.db:
                     raise ConfigError('a Redis cluster has one database only', hint='leave out db')
@@ -263,6 +267,24 @@ class Bulk:
             self._answers.wait(count)
             if self._answers.first_error is not None:
                 raise _error(self._answers.first_error)
+
+
+def _shake_hands(place: Place) -> None:
+    """See that the port speaks TLS: redis-py waits for it as for the longest command. Raises OSError, DestinationError."""
+    context = ssl.create_default_context()
+    if place.tls_ca is not None:
+        context.load_verify_locations(place.tls_ca)
+    with socket.create_connection((place.host, place.port), _CONNECT_SECONDS) as plain:
+        try:
+            context.wrap_socket(plain, server_hostname=place.host).close()
+        except ssl.SSLCertVerificationError:
+            raise
+        except (ssl.SSLError, TimeoutError) as error:
+            told = DestinationError(
+                f'Redis at {place} does not speak TLS: {redact(str(error))}',
+                hint='is it a plain port? leave out tls, or write redis:// for rediss://',
+            )
+            raise told from error
 
 
 def _error(line: bytes) -> redis.RedisError:

@@ -9,8 +9,9 @@ from amp.loaders.keyed import still_owned
 from amp.loaders.points import reached
 from amp.loaders.redis.connect import Wire
 from amp.loaders.redis.layout import Layout
+from amp.loaders.redis.reader import Reader
 from amp.loaders.redis.resp import Commands
-from amp.loaders.redis.store import Store, StreamRecord, TableRecord
+from amp.loaders.redis.store import COLLECTIONS, Store, StreamRecord, TableRecord
 from amp.loaders.redis.table import Table
 from amp.loaders.unit import Claim
 from amp.streaming.ledger import IdRun, StreamKey, StreamState
@@ -73,7 +74,7 @@ def _is_used(store: Store, wire: Wire, table: Table) -> bool:
     if table.record.key is None or not table.is_collection:
         return False
     wire.call('WATCH', table.collection)
-    return table.kind(wire) != 'none'
+    return table.kind(wire) == COLLECTIONS[table.record.structure] and Reader(table).count([]) > 0
 
 
 def sweep(store: Store, table: str, layout: Layout, key: StreamKey, epoch: int) -> None:

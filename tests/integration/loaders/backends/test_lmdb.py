@@ -412,6 +412,9 @@ def test_configuration_is_checked_by_name():
     for key, value in (('serialization', 'pickle'), ('layout', 'columns')):
         with pytest.raises(ConfigError, match=value):
             LMDBLoader({'db_path': 'x', key: value})
+    for size in ('1GB', -1, 0, True, 1 << 70):
+        with pytest.raises(ConfigError, match=f'map_size={size!r} is not a whole number'):
+            LMDBLoader({'db_path': 'x', 'map_size': size})
     with pytest.raises(ConfigError, match='leave one out'):
         LMDBLoader({'db_path': 'x', 'key_column': 'a', 'key_pattern': '{a}'})
     with pytest.raises(ConfigError, match='whole batches'):

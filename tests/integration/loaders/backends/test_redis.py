@@ -18,6 +18,7 @@ import pytest
 
 from amp.errors import ConfigError, DestinationError, LoadError, ProtocolError, StaleEpochError
 from amp.loaders.implementations.redis_loader import RedisLoader
+from amp.loaders.redis import connect as redis_connect
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.stamps import TX_ID
 from amp.loaders.stream import StreamEngine, StreamSettings
@@ -526,6 +527,7 @@ def test_a_large_load_that_dies_is_swept_by_the_next(open_loader, redis_test_con
     code = """
 import json, os, signal, sys, pyarrow as pa
 from amp.loaders import points
+from amp.loaders.redis import connect as redis_connect
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
 redis_unit._SMALL = 20_000
@@ -581,6 +583,7 @@ def test_a_large_load_that_died_in_a_dropped_table_is_swept_by_what_it_left(open
     code = """
 import json, os, signal, sys, pyarrow as pa
 from amp.loaders import points
+from amp.loaders.redis import connect as redis_connect
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
 redis_unit._SMALL = 20_000
@@ -858,11 +861,35 @@ def test_tls_is_checked_and_carries_units_of_every_size(redis_test_config, t, tm
             assert not caught.value.retryable
 
 
+def test_tls_with_a_port_that_does_not_speak_it_is_told_soon(redis_test_config, monkeypatch):
+    monkeypatch.setattr(redis_connect, '_CONNECT_SECONDS', 0.5)
+    with pytest.raises(DestinationError, match=r'does not speak TLS.*is it a plain port'):
+        RedisLoader({**redis_test_config, 'tls': True}).connect()
+
+
+@pytest.mark.parametrize('structure', STRUCTURES)
+def test_a_large_first_load_that_fails_leaves_no_table(open_loader, t, structure, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db = open_loader(data_structure=structure)
+    good = pa.record_batch({'x': ['x' * 100] * 300})
+
+    def batches():
+        yield from [good] * 4
+        raise ProtocolError('the source broke')
+
+    with pytest.raises(ProtocolError, match='the source broke'):
+        db.load_reader(pa.RecordBatchReader.from_batches(good.schema, batches()), t)
+    assert not db.table_exists(t)
+    assert [*db.client.scan_iter(f'{t}*'), *db.client.scan_iter(f'_amp:*:{t}*')] == []
+
+
 def test_configuration_is_checked_by_name():
     with pytest.raises(ConfigError, match="needs the configuration key 'host'"):
         RedisLoader({})
-    for key, value in (('data_structure', 'tree'), ('ttl', 0), ('pipeline_size', 'many')):
-        with pytest.raises(ConfigError, match=str(value)):
+    assert RedisLoader({'host': 'x', 'port': '7000'}).config.port == 7000
+    wrong = {'data_structure': ['tree'], 'ttl': [0, True, 1.5], 'pipeline_size': ['many'], 'port': ['abc', 70_000]}
+    for key, value in [(key, value) for key, values in {**wrong, 'db': [-1, 'a']}.items() for value in values]:
+        with pytest.raises(ConfigError, match=f'{key}={value!r} is not'):
             RedisLoader({'host': 'x', key: value})
     config = RedisLoader({'url': 'rediss://me:p%40ss@h:1/2?data_structure=list&ttl=5&tls_ca=ca.pem'}).config
     assert (config.host, config.port, config.db, config.username, config.password) == ('h', 1, 2, 'me', 'p@ss')
