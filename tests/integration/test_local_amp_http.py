@@ -443,6 +443,45 @@ def test_sql_that_cannot_be_a_table(admin, sql, code):
     assert (refused.status_code, refused.json()['error_code']) == (400, 'MANIFEST_VALIDATION_ERROR')
 
 
+def test_manifests_that_cannot_be_meant(admin):
+    good = {'input': {'sql': TRANSFERS}}
+    raw = {'kind': 'evm-rpc', 'network': 'simnet'}
+    derived = {'kind': 'manifest', 'dependencies': {'eth': '_/eth_rpc@0.0.1'}}
+    refused = [
+        ({**derived, 'tables': {'1bad': good}}, 'INVALID_MANIFEST', "'1bad' is no name of a table"),
+        ({**derived, 'tables': {'t': 5}}, 'INVALID_MANIFEST', 'the table t is no object'),
+        ({**derived, 'tables': {'t': {'input': {'sql': 5}}}}, 'INVALID_MANIFEST', 'the table t has no input.sql'),
+        ({**derived, 'tables': {'t': good}, 'dependencies': {'eth': 5}}, 'INVALID_MANIFEST', 'dependencies are'),
+        ({**derived, 'tables': {'t': good}, 'start_block': 'x'}, 'INVALID_MANIFEST', 'start_block is no number'),
+        ({**raw, 'tables': {'foo': 5}}, 'INVALID_MANIFEST', 'the table foo is no object'),
+        (
+            {**raw, 'tables': {'foo': {}}},
+            'MANIFEST_VALIDATION_ERROR',
+            'the tables of the network simnet are blocks, transactions, logs, not foo',
+        ),
+        ({**raw, 'network': '', 'tables': {'blocks': {}}}, 'INVALID_MANIFEST', 'it names no network'),
+    ]
+    for name in ('eth_rpc', 'other'):
+        for manifest, code, told in refused:
+            answer = register(admin, name=name, manifest=manifest)
+            assert (answer.status_code, answer.json()['error_code']) == (400, code), answer.text
+            assert told in answer.json()['error_message']
+
+
+def test_errors_have_one_form_whatever_was_asked(admin):
+    deep = f'{{"namespace": "me", "name": "x", "manifest": {"[" * 100_000}{"]" * 100_000}}}'
+    refused = [
+        (admin.get('/nothing'), 404, 'NOT_FOUND', 'there is no /nothing'),
+        (admin.put('/datasets'), 405, 'METHOD_NOT_ALLOWED', '/datasets does not take PUT'),
+        (admin.post('/datasets', content=deep), 400, 'INVALID_PAYLOAD_FORMAT', 'invalid request body: '),
+    ]
+    for answer, status, code, told in refused:
+        assert answer.status_code == status
+        assert answer.json().keys() == {'error_code', 'error_message'}
+        assert answer.json()['error_code'] == code
+        assert answer.json()['error_message'].startswith(told)
+
+
 def test_requests_that_cannot_be_meant(admin):
     unknown = '/datasets/_/nothing/versions/latest'
     refused = [

@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from amp.devserver import admin_models as bodies
 from amp.devserver.admin_jobs import NODE_ID, Its
@@ -43,6 +44,7 @@ def admin_app(catalog: Catalog) -> FastAPI:
         app.include_router(part)
     app.add_exception_handler(CatalogError, _catalog_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _refused)
     return app
 
 
@@ -53,6 +55,17 @@ def _error(status: int, code: str, message: str) -> JSONResponse:
 def _catalog_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, CatalogError)  # noqa: S101
     return _error(error.status, error.code, str(error))
+
+
+def _refused(request: Request, error: Exception) -> JSONResponse:
+    """What is no route, and a body that does not parse."""
+    assert isinstance(error, HTTPException)  # noqa: S101
+    codes = {404: 'NOT_FOUND', 405: 'METHOD_NOT_ALLOWED'}
+    texts = {404: f'there is no {request.url.path}', 405: f'{request.url.path} does not take {request.method}'}
+    code = codes.get(error.status_code, 'INVALID_PAYLOAD_FORMAT')
+    answer = _error(error.status_code, code, texts.get(error.status_code, f'invalid request body: {error.detail}'))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 def _invalid_request(request: Request, error: Exception) -> JSONResponse:

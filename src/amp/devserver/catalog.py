@@ -6,6 +6,7 @@ that was deployed last.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from amp.devserver.derived import DerivedChain, plan_tables
 from amp.devserver.engine import Engine
 from amp.devserver.jobs import Job, Jobs, JobStatus
 from amp.devserver.manifests import Manifest, derived_manifest, manifest_hash, raw_manifest
-from amp.devserver.names import dataset_name, parse_reference
+from amp.devserver.names import TABLE, dataset_name, parse_reference
 from amp.devserver.sources import Source
 from amp.errors import ConfigError, QueryError
 
@@ -104,15 +105,7 @@ class Catalog:
 
     def put_manifest(self, manifest: Manifest) -> str:
         """Keep a manifest; its hash. Raises CatalogError when it cannot be meant."""
-        kind = manifest.get('kind')
-        if kind not in {*RAW_KINDS, 'manifest'}:
-            raise CatalogError('UNSUPPORTED_DATASET_KIND', f'unsupported dataset kind {kind!r}')
-        if not isinstance(manifest.get('tables'), dict) or not manifest['tables']:
-            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it has no tables')
-        if manifest.get('functions'):
-            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: the local Amp runs no functions of manifests')
-        if kind in RAW_KINDS and not isinstance(manifest.get('network'), str):
-            raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it names no network')
+        _check_manifest(manifest)
         digest = manifest_hash(manifest)
         with self._lock:
             self.manifests.setdefault(digest, manifest)
@@ -256,12 +249,16 @@ class Catalog:
     def _raw_chain(self, name: str, manifest: Manifest) -> Chain:
         source = self._sources.get(name)
         network = manifest['network']
-        if source is not None and source.chain.network == network:
-            return source.chain
-        for other in self._sources.values():
+        for other in [*([source] if source is not None else []), *self._sources.values()]:
             if other.chain.network == network and manifest['tables'].keys() <= other.chain.schemas.keys():
                 return other.chain
-        known = ', '.join(sorted({each.chain.network for each in self._sources.values()})) or 'none'
+        networks = sorted({each.chain.network for each in self._sources.values()})
+        if network in networks:
+            chains = [each.chain for each in self._sources.values() if each.chain.network == network]
+            listed = ' or '.join(', '.join(chain.schemas) for chain in chains)
+            text = f'the tables of the network {network} are {listed}, not {", ".join(manifest["tables"])}'
+            raise CatalogError('MANIFEST_VALIDATION_ERROR', text)
+        known = ', '.join(networks) or 'none'
         raise CatalogError(
             'MANIFEST_VALIDATION_ERROR', f'this server has no source of the network {network}; it has {known}'
         )
@@ -341,6 +338,36 @@ class Catalog:
         manifest = derived_manifest(chain, dependencies)
         self.register('_', name, version, manifest)
         self.deploy('_', name, version, None)
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Raises CatalogError."""
+    kind = manifest.get('kind')
+    if kind not in {*RAW_KINDS, 'manifest'}:
+        raise CatalogError('UNSUPPORTED_DATASET_KIND', f'unsupported dataset kind {kind!r}')
+    if not isinstance(manifest.get('tables'), dict) or not manifest['tables']:
+        raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it has no tables')
+    for table, described in manifest['tables'].items():
+        _check_table(str(table), described, derived=kind == 'manifest')
+    if manifest.get('functions'):
+        raise CatalogError('INVALID_MANIFEST', 'invalid manifest: the local Amp runs no functions of manifests')
+    if kind in RAW_KINDS and not (isinstance(manifest.get('network'), str) and manifest['network']):
+        raise CatalogError('INVALID_MANIFEST', 'invalid manifest: it names no network')
+    if not isinstance(manifest.get('start_block') or 0, int):
+        raise CatalogError('INVALID_MANIFEST', 'invalid manifest: start_block is no number')
+    dependencies = manifest.get('dependencies') or {}
+    if not isinstance(dependencies, dict) or not all(isinstance(each, str) for each in dependencies.values()):
+        raise CatalogError('INVALID_MANIFEST', 'invalid manifest: dependencies are references by name')
+
+
+def _check_table(name: str, described: object, *, derived: bool) -> None:
+    if not re.fullmatch(TABLE, name):
+        raise CatalogError('INVALID_MANIFEST', f'invalid manifest: {name!r} is no name of a table')
+    if not isinstance(described, dict):
+        raise CatalogError('INVALID_MANIFEST', f'invalid manifest: the table {name} is no object')
+    given = described.get('input')
+    if derived and not (isinstance(given, dict) and isinstance(given.get('sql'), str)):
+        raise CatalogError('INVALID_MANIFEST', f'invalid manifest: the table {name} has no input.sql')
 
 
 def _key(name: str, digest: str) -> str:
