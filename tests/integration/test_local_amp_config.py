@@ -253,7 +253,9 @@ def test_a_port_in_use_is_said_and_nothing_is_left_listening():
         LocalAmp.simulate(host='203.0.113.7').start()
 
 
-@pytest.mark.parametrize('pair', [('port', 'jsonl_port'), ('port', 'admin_port'), ('jsonl_port', 'admin_port')], ids='-'.join)
+@pytest.mark.parametrize(
+    'pair', [('port', 'jsonl_port'), ('port', 'admin_port'), ('jsonl_port', 'admin_port')], ids='-'.join
+)
 def test_one_port_for_two_is_said(pair):
     port = free_port()
     with pytest.raises(ConfigError, match=f'{pair[0]} and {pair[1]} are both {port}'):

@@ -135,7 +135,9 @@ def test_a_file_that_is_gone_fails_the_query(tmp_path, folder):
         for sql in (asked, 'SELECT count(*) AS n FROM eth_rpc.logs', 'SELECT * FROM eth_rpc.logs'):
             with pytest.raises(fl.FlightInternalError, match=r'query execution error .*parquet cannot be read'):
                 client.query(sql)
-        twice = 'streaming query execution error . Caused by: streaming query execution error -> .*parquet cannot be read'
+        twice = (
+            'streaming query execution error . Caused by: streaming query execution error -> .*parquet cannot be read'
+        )
         with pytest.raises(fl.FlightInternalError, match=twice):
             client.stream('SELECT data FROM eth_rpc.logs').microbatch()
         assert client.query('SELECT count(*) AS n FROM eth_rpc.blocks')['n'].to_pylist() == [6]
