@@ -127,9 +127,7 @@ class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
         return Write(self.store, table_name, mode, key_columns, clear=clear)
 
     def _drop_unwritten(self, table_name: str) -> None:
-        record = self._record(table_name)
-        if record is not None and record.layout is None:
-            self.drop_table(table_name)
+        self._drop(table_name, only_empty=True)
 
     def _create_table_from_schema(self, schema: pa.Schema, table_name: str) -> None:
         store = self.store
@@ -241,6 +239,10 @@ class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
 
     def drop_table(self, table_name: str) -> None:
         """Take a table away with all of its rows. Streams that fed it keep their state."""
+        self._drop(table_name)
+
+    def _drop(self, table_name: str, *, only_empty: bool = False) -> None:
+        """The same; `only_empty`: when it has no rows, nor will have any of a load under way."""
         store = self.store
         if not self.table_exists(table_name):
             return
@@ -250,7 +252,10 @@ class LMDBLoader(Gathering, DataLoader[LMDBConfig]):
             catalog = store.catalog(txn)
             record = catalog.table(table_name)
             if record is not None:
-                Table(txn, databases, table_name, record).clear()
+                table = Table(txn, databases, table_name, record)
+                if only_empty and (catalog.intents(table_name) or table.count()):
+                    return
+                table.clear()
                 catalog.drop_table(table_name)
                 catalog.drop_intents(table_name)
 

@@ -568,6 +568,23 @@ def test_a_large_unit_never_lands_in_a_table_that_was_cleared_meanwhile(folder, 
         assert other.get_table_info('t')['row_count'] == 1
 
 
+@pytest.mark.parametrize('layout', ['rows', 'batches'])
+def test_a_large_first_load_that_fails_leaves_no_table(folder, layout, monkeypatch):
+    monkeypatch.setattr(lmdb_unit, '_IN_MEMORY', 20_000)
+    monkeypatch.setattr(lmdb_unit, '_BY_KEY_IN_MEMORY', 20_000)
+    good = pa.record_batch({'x': ['x' * 100] * 300})
+
+    def batches():
+        yield from [good] * 4
+        raise ProtocolError('the source broke')
+
+    with opened(folder, layout=layout) as db:
+        with pytest.raises(ProtocolError, match='the source broke'):
+            db.load_reader(pa.RecordBatchReader.from_batches(good.schema, batches()), 't')
+        assert not db.table_exists('t')
+        load(db, 't', {'other': [1]})
+
+
 def test_a_large_load_that_fails_takes_its_rows_away(folder):
     good = pa.record_batch({'x': ['x' * 1000] * 9000})
 
