@@ -257,7 +257,8 @@ class Table:
     def clear(self, wire: Wire) -> tuple[Commands, int]:
         """The commands that empty the table; how many rows it had.
 
-        Rows by key of units that are not done stay: they are hidden, and who writes them takes them away.
+        The pieces of units that are not done stay listed: by them their writers take away what is left. Of their rows
+        only those go that have a key which others may want.
         """
         commands, rows = Commands(), 0
         if self.record.key is None:
@@ -268,6 +269,8 @@ class Table:
             commands.call('UNLINK', self.collection)
         for piece in self.store.pieces(self.name):
             if covers(hidden, piece.tx_id):
+                if not self.spec.is_numbered:
+                    self._take_back(wire, commands, {name: {piece.tx_id} for name in _list(self.names_of(piece))})
                 continue
             if not self.is_collection:
                 names = self.names_of(piece)

@@ -237,8 +237,8 @@ class Write:
         watch.add(variadic(('WATCH',), names))
         ask.add(variadic(('EXISTS',), names))
         wire.calls(watch)
-        [there] = wire.calls(ask)
-        found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist()) if there else []
+        [known] = wire.calls(ask)
+        found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist()) if known else []
         staying = {at for at in found if at is not None} - self._leaving(table, {at for at in found if at is not None})
         if 0 in staying:
             raise _not_ours(table, [name.as_py() for name, at in zip(names, found, strict=True) if at == 0])

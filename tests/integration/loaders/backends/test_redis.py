@@ -579,6 +579,25 @@ def test_a_large_unit_never_lands_in_a_table_that_was_cleared_meanwhile(open_loa
     assert [*db.client.scan_iter(f'{t}*')] == [], 'no row of it is left behind'
 
 
+@pytest.mark.parametrize('structure', ['hash', 'string'])
+def test_nothing_of_a_hidden_row_shines_through_what_overwrites_it(open_loader, t, structure, monkeypatch):
+    monkeypatch.setattr(redis_unit, '_SMALL', 20_000)
+    db, other = [open_loader(data_structure=structure, key_pattern='{table}:{k}') for _ in range(2)]
+    load(db, t, {'k': [-1], 'v': ['first']})
+
+    def feed():
+        for i in range(6):
+            if i == 4:
+                load(other, t, {'k': [5, 6], 'v': pa.nulls(2, pa.string())}, mode='overwrite')
+            batch = pa.record_batch({'k': range(i * 300, i * 300 + 300), 'v': ['hidden' * 10] * 300})
+            yield ResponseBatch.data_batch(batch, response(eth(0, 9, '0xa'), complete=i == 5).metadata)
+
+    with pytest.raises(DestinationError, match='was overwritten or dropped while'):
+        list(db.load_stream_continuous(feed(), t, retry_seconds=0))
+    assert rows(other, t) == [(5, None), (6, None)]
+    assert len([*db.client.scan_iter(f'{t}:*')]) == 2
+
+
 def test_a_large_load_that_died_in_a_dropped_table_is_swept_by_what_it_left(open_loader, redis_test_config, t):
     code = """
 import json, os, signal, sys, pyarrow as pa
