@@ -170,6 +170,7 @@ def loaders(table: pa.Table, reader: pa.RecordBatchReader, responses: list[Respo
     with LinesLoader({'folder': 'out'}) as loader:
         assert_type(loader, LinesLoader)
         assert_type(loader.load_table(table, 'tokens', mode='overwrite'), LoadResult)
+        assert_type(loader.load_table(reader, 'tokens'), LoadResult)
         assert_type(loader.load_reader(reader, 'tokens'), LoadResult)
         assert_type(loader.load_batch(table.to_batches()[0], 'tokens'), LoadResult)
         assert_type(loader.load_stream(reader, 'tokens'), Iterator[LoadResult])
@@ -177,7 +178,7 @@ def loaders(table: pa.Table, reader: pa.RecordBatchReader, responses: list[Respo
         assert_type(loader.get_table_schema('tokens'), pa.Schema | None)
         assert_type(loader.state_store, StreamStateStore)
         assert_type(loader.guarantee, str)
-        loader.load_table(reader, 'tokens')  # type: ignore[arg-type]
+        loader.load_table(responses, 'tokens')  # type: ignore[arg-type]
         loader.load_table(table)  # type: ignore[call-arg]
     LinesLoader('out')  # type: ignore[arg-type]
     PostgreSQLLoader()  # type: ignore[call-arg]

@@ -23,7 +23,7 @@ from amp.loaders.evolution import FREEZE, refuse_unless_evolving
 from amp.loaders.hooks import Hooks, TConfig, config_class, rate
 from amp.loaders.mistakes import check_class, check_connected, check_required
 from amp.loaders.options import LoadOptions, as_mode
-from amp.loaders.readers import Counted, Remembering
+from amp.loaders.readers import Counted, Remembering, as_table
 from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
@@ -119,13 +119,19 @@ class DataLoader(Hooks[TConfig]):
 
     def load_table(
         self,
-        table: pa.Table,
+        table: pa.Table | pa.RecordBatch | pa.RecordBatchReader,
         table_name: str,
         mode: LoadMode | str = LoadMode.APPEND,
         batch_size: int = _BATCH_ROWS,
         **options: Any,
     ) -> LoadResult:
-        """Load a table as one unit, `batch_size` rows at a time. A failure is a result with `success=False`."""
+        """Load a table as one unit, `batch_size` rows at a time. A failure is a result with `success=False`.
+
+        A reader is loaded as by `load_reader`, in the batches that it gives. Raises ConfigError for what is no table.
+        """
+        table = as_table(table)
+        if isinstance(table, pa.RecordBatchReader):
+            return self.load_reader(table, table_name, mode=mode, **options)
         chosen = self._options({**options, 'mode': mode})
 
         def once() -> tuple[int, Counted]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,10 @@ from amp.loaders.shape import Shape
 from amp.loaders.types import LoadMode
 from amp.streaming.types import BlockRange
 
-__all__ = ['COMMON', 'LoadOptions', 'as_keys', 'as_mode', 'listed', 'partition_columns']
+__all__ = ['COMMON', 'NAMES', 'LoadOptions', 'as_keys', 'as_mode', 'is_name', 'listed', 'partition_columns']
+
+NAMES = 'a name is a text of at least one character, without NUL and without half a surrogate pair'
+_NO_CHARACTER = re.compile('[\0\ud800-\udfff]')
 
 COMMON = frozenset(
     {'mode', 'create_table', 'key_columns', 'block_ranges', 'column_types', 'label_config', 'schema_evolution'}
@@ -92,6 +96,11 @@ def partition_columns(given: Any) -> tuple[str, ...]:
     if twice is not None:
         raise ConfigError(f'partition_by names the column {twice!r} twice', hint='name each column once')
     return tuple(names)
+
+
+def is_name(name: object) -> bool:
+    """True for what a destination that writes names as UTF-8 can hold: not for nothing, NUL or half a surrogate pair."""
+    return isinstance(name, str) and name != '' and _NO_CHARACTER.search(name) is None
 
 
 def listed(names: Iterable[str]) -> str:

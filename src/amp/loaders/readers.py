@@ -7,9 +7,21 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from amp.errors import AmpError
+from amp.errors import AmpError, ConfigError
 
-__all__ = ['Counted', 'Remembering']
+__all__ = ['Counted', 'Remembering', 'as_table']
+
+
+def as_table(given: object) -> pa.Table | pa.RecordBatchReader:
+    """What can be loaded as a table. Raises ConfigError for anything else, by its kind."""
+    if isinstance(given, pa.RecordBatch):
+        return pa.Table.from_batches([given])
+    if isinstance(given, (pa.Table, pa.RecordBatchReader)):
+        return given
+    raise ConfigError(
+        f'a Table, RecordBatch or RecordBatchReader of pyarrow can be loaded, and {type(given).__name__} is none',
+        hint='pa.table(...) makes a table of data frames, dicts and whatever else speaks Arrow',
+    )
 
 
 @dataclass

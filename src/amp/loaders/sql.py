@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from amp.errors import ConfigError, DestinationError, StaleEpochError
+from amp.loaders.options import NAMES, is_name
 from amp.loaders.stamps import TX_ID
 from amp.loaders.unit import Claim, StreamInfo
 from amp.streaming.ledger import IdRun, StreamKey, StreamState
@@ -38,8 +39,8 @@ REPLACED_BY = '_amp_replaced_by'
 def quote(*names: str) -> str:
     """Identifiers as SQL, joined by dots. Raises ConfigError for a name that SQL cannot hold."""
     for name in names:
-        if not name or '\x00' in name:
-            raise ConfigError(f'{name!r} is not a name for a table, schema or column')
+        if not is_name(name):
+            raise ConfigError(f'{name!r} is not a name for a table, schema or column', hint=NAMES)
     return '.'.join('"' + name.replace('"', '""') + '"' for name in names)
 
 

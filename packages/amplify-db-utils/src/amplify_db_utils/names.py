@@ -25,6 +25,8 @@ def table_directory(table: Any) -> str:
     """
     if not isinstance(table, str) or not table:
         raise ValueError(f'a table name is a text of at least one character, not {table!r}')
+    if any('\ud800' <= char <= '\udfff' for char in table):
+        raise ValueError(f'a table name holds whole characters, and {table!r} half a surrogate pair')
     first_escaped = table[0] in '._' and (table[0] == '.' or table in _TAKEN)
     parts = [
         char if (char.isalnum() or char in ' _-.') and not (first_escaped and place == 0) else _bytes(char)

@@ -33,6 +33,7 @@ from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
 from amp.errors import AmpError, ConfigError, DestinationError, MissingExtraError, redact
+from amp.loaders.options import NAMES, is_name
 from amp.streaming.error_kinds import ErrorClassifier
 
 try:
@@ -54,13 +55,26 @@ except ImportError:  # pyiceberg without a SQL catalog
 
     URL = None  # type: ignore[assignment,misc]
 
-__all__ = ['LOCK_SECONDS', 'CatalogTables', 'config_from_iceberg_url', 'explained', 'is_transient_failure']
+__all__ = [
+    'LOCK_SECONDS',
+    'CatalogTables',
+    'check_name',
+    'config_from_iceberg_url',
+    'explained',
+    'is_transient_failure',
+]
 
 LOCK_SECONDS = 30
 _NUMBERS = ('compact_every', 'expire_every', 'keep_snapshots', 'keep_minutes')
 _SWITCH = {'true': True, '1': True, 'false': False, '0': False}
 _PLAIN_NAME = re.compile(r'[A-Za-z0-9_\-]{1,100}')
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def check_name(name: str) -> None:
+    """Raises ConfigError for what is no name of a table or stream."""
+    if not is_name(name):
+        raise ConfigError(f'{name!r} is not a name for a table or stream', hint=NAMES)
 
 
 def config_from_iceberg_url(url: str) -> dict[str, Any]:
@@ -131,7 +145,8 @@ class CatalogTables:
         self.catalog.close()
 
     def find(self, name: str) -> Table | None:
-        """A table as it is now; None when it is not there."""
+        """A table as it is now; None when it is not there. Raises ConfigError for what is no name of a table."""
+        check_name(name)
         with explained(self.shown):
             try:
                 try:

@@ -995,3 +995,28 @@ def test_a_lost_metadata_file_is_one_step_back_for_rows_and_position_together(la
     assert numbers(lake) == [1, 11]
     stream(lake, response(eth(20, 29, '0xd', '0xb'), 22))
     assert numbers(lake) == [1, 11, 22]
+
+
+@pytest.mark.parametrize('name', ['', 'half \udc80', 'a\ud83d'], ids=ascii)
+def test_what_cannot_be_written_as_a_name_is_told_in_a_sentence(lake, name):
+    rows = pa.table({'x': [1]})
+    for result in (lake.load_table(rows, name), lake.load_batch(rows.to_batches()[0], name)):
+        assert ascii(name) in result.error
+        assert 'codec' not in result.error
+    named = response(eth(0, 9, '0xa'), 0, 9)
+    with pytest.raises(ConfigError, match='name'):
+        list(lake.load_stream_continuous([named], name))
+    with pytest.raises(ConfigError, match='name'):
+        lake.table_exists(name)
+
+
+def test_a_reader_or_a_batch_is_loaded_as_a_table_and_anything_else_is_told(lake):
+    rows = pa.table({'x': [1, 2]})
+    for kind_of_rows in (rows, rows.to_batches()[0], rows.to_reader(max_chunksize=1)):
+        result = lake.load_table(kind_of_rows, 't', mode='overwrite')
+        assert result.success, result.error
+        assert result.rows_loaded == 2
+    assert lake.scan('t').read_all().num_rows == 2
+    for kind_of_rows in ([1], {'x': [1]}, 'rows.parquet', None):
+        with pytest.raises(ConfigError, match=f'{type(kind_of_rows).__name__} is none'):
+            lake.load_table(kind_of_rows, 't')
