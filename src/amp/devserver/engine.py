@@ -22,7 +22,6 @@ from amp.devserver.chain import Chain, Scan, Snapshot
 from amp.devserver.deltas import BLOCK, Increment, UnsupportedError
 from amp.devserver.evm import Functions, calls_block_num, streamed
 from amp.devserver.evm.eth_call import Node
-from amp.devserver.limits import MAX_KEPT
 from amp.devserver.names import check_aliases, check_references, dataset_name
 from amp.devserver.readers import READERS
 from amp.devserver.scans import make_table
@@ -41,6 +40,7 @@ _READ_ONLY = re.compile(r'(DDL|DML|Statement) not supported')
 
 _AHEAD_BYTES = 8 << 20
 _PREPARED = 64
+_PREPARED_CHARACTERS = 4 << 20
 _PLAN_ERROR = 'failed to plan SQL query'
 _SCHEMA_ERROR = 'failed to infer SQL output schema'
 
@@ -87,11 +87,9 @@ class Engine:
             known, query = self._prepared.get(statement, (None, None))
         if query is None or known is not datasets:
             query = self._prepare(statement)
-            if len(statement.text) > MAX_KEPT:
-                return query
             with self._preparing:
                 self._prepared[statement] = datasets, query
-                while len(self._prepared) > _PREPARED:
+                while len(self._prepared) > _PREPARED or _characters(self._prepared) > _PREPARED_CHARACTERS:
                     self._prepared.popitem(last=False)
         return query
 
@@ -257,6 +255,10 @@ class Engine:
         if self.key_of(dataset) in self.datasets:
             return f'Table {table} not found in dataset {dataset}'
         return f'Dataset not found: {dataset}'
+
+
+def _characters(statements: Iterable[Statement]) -> int:
+    return sum(len(statement.text) for statement in statements)
 
 
 def _results(frame: DataFrame, gone: Callable[[], bool] | None) -> Iterator[pa.RecordBatch]:

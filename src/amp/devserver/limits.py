@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from amp.devserver.sql import Token
 
-__all__ = ['MAX_CHAIN', 'MAX_CHARACTERS', 'MAX_KEPT', 'kept', 'too_long_a_chain']
+__all__ = ['MAX_CHAIN', 'MAX_CHARACTERS', 'kept', 'too_long_a_chain']
 
 MAX_CHARACTERS = 1 << 20
 MAX_CHAIN = 400

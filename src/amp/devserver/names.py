@@ -29,6 +29,7 @@ _TABLE = re.compile(TABLE)
 _UNRESOLVED = 'Failed to resolve table references from SQL'
 # Their arguments may have a FROM of another meaning.
 _WITH_FROM = {'extract', 'overlay', 'position', 'substr', 'substring', 'trim'}
+_UNDERSCORED = re.compile(r'\bAS\s+["`]?_')
 _UNNEST = '__unnest_placeholder'
 
 
@@ -90,9 +91,12 @@ def _dotted(tokens: Sequence[Token], at: int) -> list[str]:
 
 def check_aliases(sql: str, plan: LogicalPlan) -> None:
     """Refuse column aliases that begin with an underscore, at any depth. Raises QueryError (INVALID_ARGUMENT)."""
-    written = {token.identifier for token in tokens_of(sql)}
     # The display has the plans of sub-queries in expressions, which cannot be reached from Python.
-    shown = tokens_of(plan.display_indent())
+    display = plan.display_indent()
+    if not _UNDERSCORED.search(display):
+        return
+    written = {token.identifier for token in tokens_of(sql)}
+    shown = tokens_of(display)
     for before, token in pairwise(shown):
         alias = token.identifier
         if before.text != 'AS' or alias is None or not alias.startswith('_') or alias.startswith(_UNNEST):
