@@ -197,7 +197,14 @@ class DataWriter:
         columns = [self._partition_column(batch, i) for i in range(len(self._spec.fields))]
         firsts, inverse = _groups(columns)
         # One row for each partition, never one for each row.
-        chosen = pa.table(columns, names=[str(i) for i in range(len(columns))]).take(firsts).to_pylist()
+        try:
+            chosen = pa.table(columns, names=[str(i) for i in range(len(columns))]).take(firsts).to_pylist()
+        except OverflowError as error:
+            sources = ', '.join(self._schema.find_field(f.source_id).name for f in self._spec.fields)
+            raise SchemaError(
+                f'a day or an instant outside the years 1 to 9999 is no partition (partitions by {sources})',
+                hint='nothing of the unit was kept; leave the row out in the query, or choose other partitions',
+            ) from error
         if len(firsts) == 1:
             yield tuple(chosen[0].values()), batch
             return

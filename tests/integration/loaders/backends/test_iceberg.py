@@ -312,6 +312,21 @@ def test_a_floating_point_key_is_refused_by_name(lake, kind):
     assert lake.scan('t').read_all().num_rows == 3
 
 
+@pytest.mark.parametrize('kind', [pa.date32(), pa.timestamp('us', 'UTC')], ids=str)
+def test_a_partition_of_a_day_far_away_is_refused_by_name(tmp_path, kind):
+    def days(*given: int) -> pa.Array:
+        return pa.array(given, pa.int32()).cast(pa.date32()).cast(kind)
+
+    with IcebergLoader({'warehouse': str(tmp_path), 'partition_spec': ['when']}) as lake:
+        kept = days(-719_162, -1, 0, 2_932_896)
+        loaded(lake, pa.table({'when': kept, 'x': range(4)}))
+        for far in (2_932_897, -719_163):
+            refused = lake.load_table(pa.table({'when': days(0, far), 'x': [8, 9]}), 't')
+            assert 'outside the years 1 to 9999' in refused.error
+            assert 'when' in refused.error
+        assert lake.scan('t').read_all().sort_by('x')['when'].combine_chunks().equals(kept)
+
+
 def test_partitions_by_transform_are_one_commit(tmp_path):
     spec = ['day(when)', {'column': 'address', 'transform': 'bucket[4]'}]
     config = {
