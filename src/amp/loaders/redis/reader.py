@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 
-from amp.loaders.redis.connect import explained
+from amp.loaders.redis.connect import Wire, explained
+from amp.loaders.redis.resp import Commands
 from amp.loaders.redis.rows import rows_of_fields, rows_of_json
 from amp.loaders.redis.store import covers
 from amp.loaders.stamps import TX_ID
@@ -19,7 +20,7 @@ from amp.streaming.ledger import IdRun
 if TYPE_CHECKING:
     from amp.loaders.redis.table import Table
 
-__all__ = ['Reader']
+__all__ = ['Reader', 'there']
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
@@ -139,6 +140,20 @@ class Reader:
                 return
             yield members
             start += _PAGE
+
+
+def there(wire: Wire, names: Sequence[bytes]) -> list[bytes]:
+    """Those of some keys that exist."""
+    if not names:
+        return []
+    ask = Commands()
+    ask.call('EXISTS', *names)
+    if not wire.calls(ask)[0]:
+        return []
+    each = Commands()
+    for name in names:
+        each.call('EXISTS', name)
+    return [name for name, found in zip(names, wire.calls(each), strict=True) if found]
 
 
 def _split(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, Column]:

@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from amp.errors import LoadError, SchemaError
 from amp.loaders.redis.connect import FOREIGN, Wire
-from amp.loaders.redis.reader import Reader
+from amp.loaders.redis.reader import Reader, there
 from amp.loaders.redis.resp import (
     Commands,
     Literal,
@@ -30,7 +30,7 @@ from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import TX_ID
 from amp.streaming.ledger import IdRun
 
-__all__ = ['Table', 'there']
+__all__ = ['Table']
 
 # The stubs of these functions know arrays of one type only.
 pc: Any = pyarrow.compute
@@ -361,20 +361,6 @@ class Table:
             commands.call('UNLINK', self.store.before(self.name, piece.tx_id, name))
         commands.call('UNLINK', own('replaced', self.name, piece.member))
         commands.call('ZREM', own('undo', self.name), piece.member)
-
-
-def there(wire: Wire, names: Sequence[bytes]) -> list[bytes]:
-    """Those of some keys that exist."""
-    if not names:
-        return []
-    ask = Commands()
-    ask.call('EXISTS', *names)
-    if not wire.calls(ask)[0]:
-        return []
-    each = Commands()
-    for name in names:
-        each.call('EXISTS', name)
-    return [name for name, found in zip(names, wire.calls(each), strict=True) if found]
 
 
 def _each(column: Column, lines: int = 1) -> Commands:

@@ -11,30 +11,35 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from functools import partial
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 
 from amp.errors import AmpError, LoadError
 from amp.loaders.keyed import StreamTarget, cleared_meanwhile
 from amp.loaders.points import reached
+from amp.loaders.redis.checks import (
+    Numbered,
+    duplicates,
+    is_own,
+    last_of_equals,
+    refuse_duplicates,
+    refuse_foreign,
+    refuse_strangers,
+    refuse_taken,
+)
 from amp.loaders.redis.connect import Bulk, Wire
 from amp.loaders.redis.layout import Layout, aligned
 from amp.loaders.redis.resp import Commands, variadic
 from amp.loaders.redis.store import COLLECTIONS, Loading, Store, StreamRecord, TableRecord
 from amp.loaders.redis.streams import MOST_TRIES, busy, cut, own_stream, sweep, sweep_load
-from amp.loaders.redis.table import Table, there
+from amp.loaders.redis.table import Table
 from amp.loaders.row_keys import Numbering
 from amp.loaders.stamps import TX_ID
 from amp.loaders.types import LoadMode
 from amp.streaming.ledger import IdRun, StreamState
 
 __all__ = ['Write']
-
-# The stubs of these functions know arrays of one type only.
-pc: Any = pyarrow.compute
 
 _SMALL = 16 << 20
 # An overwrite stays one transaction for longer: splitting it shows an empty table meanwhile.
@@ -138,7 +143,7 @@ class Write:
             record, undone = self._undo(wire, commands, record)
             if self._pending or self._clear:
                 record = self._layout.decide(self._base(record), self._name, self._mode, self._keys)
-            self._refuse_foreign(wire, stored, record)
+            refuse_foreign(wire, Table(self._store, self._name, record), stored)
             # Also as it is, when rows become visible: whoever clears or drops the table now must see them.
             if record != stored or (last and self._begun is not None):
                 commands.call('SET', own('table', self._name), record.to_json())
@@ -189,21 +194,6 @@ class Write:
             return
         raise cleared_meanwhile(self._name)
 
-    def _refuse_foreign(self, wire: Wire, stored: TableRecord | None, record: TableRecord) -> None:
-        """The key of a collection must be free or ours: in a transaction it would fail when all the rest is done."""
-        if record.key is None or record.structure not in COLLECTIONS:
-            return
-        table = Table(self._store, self._name, record)
-        kind, ours = table.kind(wire), {'none'}
-        if stored is not None and stored.key is not None and stored.structure in COLLECTIONS:
-            older = Table(self._store, self._name, stored)
-            ours |= {COLLECTIONS[stored.structure]} if older.collection == table.collection else set()
-        # When another one was quicker to write the first rows, this transaction does nothing and is built again.
-        if kind not in ours and self._store.table(self._name) == stored:
-            raise _not_ours(table, [table.collection])
-        if kind == 'none':
-            wire.call('WATCH', table.collection)
-
     def _rows(self, wire: Wire, commands: Commands, table: Table, numbers: dict[int, int], *, last: bool) -> None:
         """Rows of the pending batches, with whatever has to be looked up before."""
         own, seq = self._store.own, 0
@@ -213,10 +203,11 @@ class Write:
         batches = list(self._numbered(self._pending, numbers))
         replaced: dict[bytes, int] = {}
         if upserts:
-            batches = _last_of_equals(table, batches)
+            batches = last_of_equals(table, batches)
+        elif not table.is_collection and table.spec.is_numbered:
+            refuse_taken(wire, table, batches)
         elif not table.is_collection:
-            refuse = self._refuse_taken if table.spec.is_numbered else self._refuse_duplicates
-            refuse(wire, table, batches)
+            refuse_duplicates(wire, table, batches, partial(self._leaving, table))
         for batch, numbering in batches:
             rows = aligned(batch, table.record)
             if upserts:
@@ -228,52 +219,15 @@ class Write:
         if self._layout.structure == 'stream':
             commands.call('SET', own('seq', self._name), seq)
 
-    def _refuse_duplicates(self, wire: Wire, table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]) -> None:
-        columns = [table.names(aligned(batch, table.record), numbering) for batch, numbering in batches]
-        names: Any = pa.chunked_array(columns, pa.binary()).combine_chunks() if columns else pa.array([], pa.binary())
-        if not len(names):
-            return
-        watch, ask = Commands(), Commands()
-        watch.add(variadic(('WATCH',), names))
-        ask.add(variadic(('EXISTS',), names))
-        wire.calls(watch)
-        [known] = wire.calls(ask)
-        found = table.ids_of(wire, names.to_numpy(zero_copy_only=False).tolist()) if known else []
-        staying = {at for at in found if at is not None} - self._leaving(table, {at for at in found if at is not None})
-        if 0 in staying:
-            raise _not_ours(table, [name.as_py() for name, at in zip(names, found, strict=True) if at == 0])
-        if staying:
-            met = [name for name, at in zip(names, found, strict=True) if at in staying]
-            raise _duplicates(table, len(met), f'that is already there, for example {met[0].as_py()!r}')
-        twice = len(names) - pc.count_distinct(names).as_py()
-        if twice:
-            counted = pc.value_counts(names)
-            example = counted.field('values').filter(pc.greater(counted.field('counts'), 1))[0].as_py()
-            raise _duplicates(table, twice, f'of another row of the same load, for example {example!r}')
-
-    def _refuse_taken(self, wire: Wire, table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]) -> None:
-        """Keys that no other rows of ours have: what lies there is somebody else's."""
-        for batch, numbering in batches:
-            # Counting needs no columns.
-            names = table.names(batch if table.spec.is_counted else aligned(batch, table.record), numbering)
-            ask = Commands()
-            ask.add(variadic(('EXISTS',), names))
-            if len(names) and wire.calls(ask)[0]:
-                raise _not_ours(table, there(wire, names.to_numpy(zero_copy_only=False).tolist()))
-
     def _leaving(self, table: Table, ids: set[int]) -> set[int]:
         """Those of the ids whose rows this very transaction takes away before it writes."""
         undo = None if self._stream is None or self._undone else self._stream.undo
         if self._clear or (undo is not None and undo.whole_table):
-            return {at for at in ids if self._is_own(at)}
+            return {at for at in ids if is_own(table, at)}
         if undo is None or table.record.is_upserted:
             # Where rows were replaced, those from before come back under the same keys.
             return set()
         return {at for at in ids if any(run.first <= at <= run.last for run in undo.runs)}
-
-    def _is_own(self, tx_id: int) -> bool:
-        """True when rows of an id are in this table, whatever the key that they were found by looks like."""
-        return next(self._store.pieces(self._name, [IdRun(tx_id, tx_id)]), None) is not None
 
     def _replace(
         self,
@@ -292,21 +246,12 @@ class Write:
         listed = names.to_numpy(zero_copy_only=False).tolist()
         wire.call('WATCH', *listed)
         found = table.ids_of(wire, listed)
-        self._refuse_strangers({at for at in found if at is not None})
+        refuse_strangers(table, {at for at in found if at is not None})
         if self._stream is not None:
             found = [written.get(name, at) for name, at in zip(listed, found, strict=True)]
             written |= dict.fromkeys(listed, numbering.tx_id)
             commands.extend(table.keep_replaced(names, found, table.piece(numbering, rows.num_rows)))
         commands.add(variadic(('UNLINK',), names))
-
-    def _refuse_strangers(self, ids: Iterable[int]) -> None:
-        for tx_id in ids:
-            if not self._is_own(tx_id):
-                raise LoadError(
-                    f'a key of the rows of {self._name!r} belongs to another table, so it is not replaced',
-                    hint='use another key_pattern',
-                    table=self._name,
-                )
 
     def _save(
         self,
@@ -365,7 +310,7 @@ class Write:
         for batch, numbering in self._numbered(self._pending, self._next_rows):
             if not table.is_collection and not only_new:
                 with self._store.wire(self._name) as wire:
-                    self._refuse_taken(wire, table, [(batch, numbering)])
+                    refuse_taken(wire, table, [(batch, numbering)])
             bulk.send(table.write(aligned(batch, table.record), numbering, only_new=only_new))
             reached('bulk.sent')
         self._pending, self._bytes = [], 0
@@ -388,11 +333,9 @@ class Write:
         bulk.finish()
         bulk.close()
         if bulk.nulls:
-            raise _duplicates(self._bulk_table, bulk.nulls, 'that is already there')
+            raise duplicates(self._bulk_table, bulk.nulls, 'that is already there')
 
-    def _numbered(
-        self, batches: Sequence[pa.RecordBatch], numbers: dict[int, int]
-    ) -> Iterable[tuple[pa.RecordBatch, Numbering]]:
+    def _numbered(self, batches: Sequence[pa.RecordBatch], numbers: dict[int, int]) -> Iterable[Numbered]:
         for batch in batches:
             tx_id = self._first_id or 0 if self._stream is None else batch.column(TX_ID)[0].as_py()
             numbering = Numbering(tx_id, numbers.get(tx_id, 0))
@@ -411,38 +354,3 @@ class Write:
         if self._stream is None:
             return None
         return own_stream(self._store, self._stream.key, self._stream.state.epoch)
-
-
-def _last_of_equals(
-    table: Table, batches: Sequence[tuple[pa.RecordBatch, Numbering]]
-) -> list[tuple[pa.RecordBatch, Numbering]]:
-    """Of the rows of one id that have one key the last. Those of several ids stay: each may be undone by itself."""
-    of_id: dict[int, list[tuple[pa.RecordBatch, Numbering]]] = {}
-    for batch, numbering in batches:
-        of_id.setdefault(numbering.tx_id, []).append((batch, numbering))
-    kept = []
-    for parts in of_id.values():
-        whole: Any = pa.Table.from_batches([batch for batch, _ in parts]).combine_chunks()
-        [batch] = whole.to_batches() or [parts[0][0]]
-        numbering = parts[0][1]
-        codes = table.names(aligned(batch, table.record), numbering).dictionary_encode().indices.to_numpy()
-        last: Any = np.zeros(codes.max(initial=-1) + 1, np.int64)
-        last[codes] = np.arange(len(codes))
-        kept.append((batch.take(pa.array(np.sort(last))), numbering))
-    return kept
-
-
-def _not_ours(table: Table, keys: Sequence[bytes]) -> LoadError:
-    return LoadError(
-        f'{len(keys)} keys of {table.name!r} hold something that is not of this table, for example {keys[0]!r}',
-        hint='nothing of the unit was kept; move them away, or use another key_pattern',
-        table=table.name,
-    )
-
-
-def _duplicates(table: Table, count: int, where: str) -> LoadError:
-    return LoadError(
-        f'{count} rows of {table.name!r} have a key ({", ".join(table.spec.columns)}) {where}',
-        hint="nothing of the unit was kept; mode='upsert' replaces rows by key",
-        table=table.name,
-    )
