@@ -46,7 +46,8 @@ class Reader:
                 self.table.record.structure
             ]
             unseen = sum(piece.rows for piece in self.table.store.pieces(self.table.name, hidden))
-            return int(self.table.store.read(name, self.table.collection)) - unseen
+            # While a unit is under way into a collection that was cleared, its last piece is listed without its rows.
+            return max(0, int(self.table.store.read(name, self.table.collection)) - unseen)
         pieces = list(self.table.store.pieces(self.table.name))
         expires = self.table.store.ttl is not None or any(piece.expires for piece in pieces)
         if self.table.record.is_upserted or expires:

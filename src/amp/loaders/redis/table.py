@@ -263,20 +263,32 @@ class Table:
         commands, rows = Commands(), 0
         if self.record.key is None:
             return commands, rows
-        hidden = [] if self.is_collection else self.store.hidden(self.name)
-        if self.is_collection and self.kind(wire) == COLLECTIONS[self.record.structure]:
-            rows = Reader(self).count([])
-            commands.call('UNLINK', self.collection)
-        for piece in self.store.pieces(self.name):
+        # In this order: the intent of a unit is there before its first piece.
+        pieces = list(self.store.pieces(self.name))
+        hidden = self.store.hidden(self.name)
+        if self.is_collection:
+            return self._clear_collection(wire, pieces, hidden)
+        for piece in pieces:
             if covers(hidden, piece.tx_id):
                 if not self.spec.is_numbered:
                     self._take_back(wire, commands, {name: {piece.tx_id} for name in _list(self.names_of(piece))})
                 continue
-            if not self.is_collection:
-                names = self.names_of(piece)
-                rows += len(names)
-                _unlink(commands, names)
+            names = self.names_of(piece)
+            rows += len(names)
+            _unlink(commands, names)
             self._forget(commands, piece)
+        return commands, rows
+
+    def _clear_collection(self, wire: Wire, pieces: Sequence[Piece], hidden: Sequence[IdRun]) -> tuple[Commands, int]:
+        """All of it goes at once; but of the last piece of a unit that is not done the rows may come after its name."""
+        commands, rows = Commands(), 0
+        if self.kind(wire) == COLLECTIONS[self.record.structure]:
+            rows = Reader(self).count([])
+            commands.call('UNLINK', self.collection)
+        last = [[piece for piece in pieces if covers([run], piece.tx_id)][-1:] for run in hidden]
+        for piece in pieces:
+            if [piece] not in last:
+                self._forget(commands, piece)
         return commands, rows
 
     def settle(self, run: IdRun) -> Commands:
