@@ -341,7 +341,9 @@ class DataLoader(Hooks[TConfig]):
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
         self._created_tables.pop(table_name, None)
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
-        self.logger.error('loading into %s failed: %s', table_name, text)
+        # A name with half a surrogate pair is refused, and no log could write it.
+        shown = str(table_name).encode(errors='backslashreplace').decode()
+        self.logger.error('loading into %s failed: %s', shown, text)
         duration = time.perf_counter() - started
         return LoadResult(0, duration, 0.0, table_name, self.name, False, error=text)
 
