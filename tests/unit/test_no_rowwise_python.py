@@ -16,7 +16,7 @@ ALLOWED = {
     'as_py': {
         'cli/doctor.py', 'cli/plan.py', 'config/label_file.py', 'config/label_index.py', 'devserver/evm/units.py',
         'loaders/iceberg/upsert.py', 'loaders/implementations/lmdb_loader.py', 'loaders/implementations/redis_loader.py',
-        'loaders/lmdb/table.py', 'loaders/lmdb/unit.py', 'loaders/redis/reader.py', 'loaders/redis/resp.py',
+        'loaders/lmdb/table.py', 'loaders/lmdb/unit.py', 'loaders/redis/checks.py', 'loaders/redis/reader.py', 'loaders/redis/resp.py',
         'loaders/redis/rows.py', 'loaders/redis/table.py', 'loaders/redis/unit.py', 'loaders/row_keys.py',
     },
     'to_pylist': {

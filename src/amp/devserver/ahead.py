@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Generic, Self, TypeVar
 
 __all__ = ['Ahead', 'LeftError', 'in_order', 'wait_for_all']
@@ -45,7 +46,7 @@ class Ahead(Generic[T]):
         self._held = 0
         self._ended = self._left = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._compute, name=_NAME, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=_NAME, daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Self:
@@ -85,6 +86,11 @@ class Ahead(Generic[T]):
 
     def _has_room(self) -> bool:
         return self._held < self._room or self._left
+
+    def _run(self) -> None:
+        # It may come when there is nothing left to be stopped.
+        with suppress(SystemExit):
+            self._compute()
 
     def _compute(self) -> None:
         error = None
