@@ -56,6 +56,14 @@ def test_many_records_come_in_blocks(images: DuckDBParquetStore, root: Path) -> 
     assert sorted(root.rglob('*.parquet')) == files  # those of the blocks before it are gone again
 
 
+def test_partitions_keep_the_order_of_the_records(store: DuckDBParquetStore) -> None:
+    store.create_table('t', pa.schema({'k': pa.int64(), 'v': pa.int64()}), partition_by=['k'])
+    keys = [number * 37 % 60 for number in range(60)]
+    store.write('t', [{'k': key, 'v': 0} for key in keys])  # written by many threads at once
+    assert store.bulk_read('t').column('k').to_pylist() == keys
+    assert store.distinct_values('t', ['k']) == [{'k': key} for key in keys]
+
+
 class Everything(BaseModel):
     key: int
     text: str

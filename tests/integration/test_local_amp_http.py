@@ -145,6 +145,10 @@ def test_a_query_ends_with_its_client(jsonl):
     with pytest.raises(httpx.TimeoutException):
         jsonl.post('/', content=endless, timeout=0.5)
     wait_until(is_over)
+    with jsonl.stream('POST', '/', content=f'SELECT 1 AS n UNION ALL {endless}') as answer:
+        assert answer.status_code == 200
+    wait_until(is_over)
+    assert jsonl.post('/', content='SELECT 1 AS one').text == '{"one":1}\n'
 
 
 def test_a_browser_may_ask(jsonl, admin):

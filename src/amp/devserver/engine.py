@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -131,7 +131,7 @@ class Engine:
             ) from None
         return Streamable(query, rewritten)
 
-    def run(self, query: Query, rows_of: RowsOf, gone: Callable[[], bool] = lambda: False) -> Iterator[pa.RecordBatch]:
+    def run(self, query: Query, rows_of: RowsOf, gone: Callable[[], bool] = lambda: False) -> Generator[pa.RecordBatch]:
         """The result over the rows that `rows_of` gives for each table, batch by batch, without empty batches.
 
         It is computed by as many threads as there are processors, ahead of who takes it. Raises QueryError when the
@@ -179,7 +179,7 @@ class Engine:
 
     def _executed(
         self, query: Query, frame: Callable[[], DataFrame], gone: Callable[[], bool] | None = None
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> Generator[pa.RecordBatch]:
         try:
             with READERS.reading():
                 for batch in _results(frame(), gone):

@@ -6,9 +6,9 @@ import asyncio
 import re
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -71,7 +71,7 @@ def jsonl_app(engine: Engine, explain: Callable[[QueryError], QueryError] | None
             while not (await asyncio.wait({running}, timeout=_LOOK_SECONDS))[0]:
                 if await request.is_disconnected():
                     gone.set()
-            batches = running.result()
+            answer = running.result()
         except QueryError as error:
             return _failed(error, explain)
         except LeftError:
@@ -82,7 +82,7 @@ def jsonl_app(engine: Engine, explain: Callable[[QueryError], QueryError] | None
                 gone.set()
                 running.cancel()
         # An error after this breaks the answer off: its status has been sent.
-        return StreamingResponse(_lines(batches, gone), media_type=_TYPE)
+        return StreamingResponse(_lines(answer, gone), media_type=_TYPE)
 
     async def healthy(_: Request) -> Response:
         return Response()
@@ -96,20 +96,36 @@ def jsonl_app(engine: Engine, explain: Callable[[QueryError], QueryError] | None
     )
 
 
-async def _lines(batches: Iterator[pa.RecordBatch], gone: threading.Event) -> AsyncIterator[bytes]:
-    """The lines of the batches. Whoever stops taking them does not wait for the batch that is computed then."""
+class _Answer:
+    """The batches of a result, one after the other, until it is closed; `first` is there already."""
+
+    def __init__(self, first: list[pa.RecordBatch], rest: Generator[pa.RecordBatch]) -> None:
+        self._first = first
+        self._rest = rest
+        self._taking = threading.Lock()
+
+    def take(self) -> pa.RecordBatch | None:
+        with self._taking:
+            return self._first.pop() if self._first else next(self._rest, None)
+
+    def close(self) -> None:
+        with self._taking:
+            self._rest.close()
+
+
+async def _lines(answer: _Answer, gone: threading.Event) -> AsyncIterator[bytes]:
+    """The lines of an answer. Whoever stops taking them does not wait for the batch that is computed then."""
     try:
-        while True:
-            batch = await _in_a_thread(next, batches, None)
-            if batch is None:
-                return
+        while (batch := await _in_a_thread(answer.take)) is not None:
             yield await _in_a_thread(to_json_lines, batch)
     finally:
+        # A batch that is waited for ends by `gone`; between two batches nobody would ask.
         gone.set()
+        threading.Thread(target=answer.close, daemon=True).start()
 
 
-def _run(engine: Engine, sql: bytes, gone: Callable[[], bool]) -> Iterator[pa.RecordBatch]:
-    """The batches of a result, the first of which is there already. Raises QueryError and LeftError."""
+def _run(engine: Engine, sql: bytes, gone: Callable[[], bool]) -> _Answer:
+    """The answer to a query, when its first batch is there. Raises QueryError and LeftError."""
     try:
         text = sql.decode()
     except UnicodeDecodeError as error:
@@ -131,7 +147,7 @@ def _run(engine: Engine, sql: bytes, gone: Callable[[], bool]) -> Iterator[pa.Re
         if isinstance(error, QueryError):
             raise
         raise QueryError(f'query execution error | Caused by: {error}', code='INTERNAL') from error
-    return chain(first, batches)
+    return _Answer(first, batches)
 
 
 def _failed(error: QueryError, explain: Callable[[QueryError], QueryError] | None) -> JSONResponse:

@@ -81,6 +81,8 @@ class Staging:
     def _add_beside(self, tables: Iterator[list[Group]]) -> None:
         now = _now()
         files: dict[Partition, _File] = {}
+        places: dict[Partition, int] = {}
+        adds: list[AddAction] = []
 
         def write(group: Group) -> AddAction | None:  # a table has a partition once: no two threads have one file
             if group.texts not in files:
@@ -93,20 +95,27 @@ class Staging:
         with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool:
             under_way: Iterator[AddAction | None] = iter(())
             for groups in tables:
-                self.adds += filter(None, under_way)
+                for group in groups:
+                    places.setdefault(group.texts, len(places))
+                adds += filter(None, under_way)
                 under_way = pool.map(write, groups)
-            self.adds += filter(None, under_way)
-            self.adds += pool.map(_File.described, files.values(), repeat(now))
+            adds += filter(None, under_way)
+            adds += pool.map(_File.described, files.values(), repeat(now))
+        # Rows are read in the order of the files, and which thread opened one first is chance.
+        self.adds += sorted(adds, key=lambda add: places[self._partition(add)])
 
     def _groups(self, table: pa.Table) -> list[Group]:
         return [group for group in split(table, self.partition_by) if group.count]
 
     def replaces(self, snapshot: Snapshot) -> list[int]:
         """The files of a snapshot in the partitions that were written here (without partitions: all), for `commit`."""
-        written = {tuple(add.partition_values[key] for key in self.partition_by) for add in self.adds}
+        written = {self._partition(add) for add in self.adds}
         if not self.partition_by:
             written = {()}
         return [at for at, partition in enumerate(snapshot.partitions) if partition in written]
+
+    def _partition(self, add: AddAction) -> Partition:
+        return tuple(add.partition_values[key] for key in self.partition_by)
 
     def _write(self, group: Group, now: int, data_change: bool = True) -> AddAction:
         with ExitStack() as opened:
