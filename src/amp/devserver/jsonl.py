@@ -51,13 +51,10 @@ _CODES = {
     'invalid query': 'INVALID_QUERY',
     'query execution error': 'EXECUTION_ERROR',
 }
-
+_UNKNOWN = re.compile(r'Dataset not found: .*|Table \S* not found in dataset .*')
 
 # Whoever waits may leave before the thread does.
 _in_a_thread = partial(to_thread.run_sync, abandon_on_cancel=True)
-
-
-_UNKNOWN = re.compile(r'Dataset not found: .*|Table \S* not found in dataset .*')
 
 
 def jsonl_app(engine: Engine, explain: Callable[[QueryError], QueryError] | None = None) -> Starlette:

@@ -22,8 +22,8 @@ from amp.loaders.attempts import Attempts
 from amp.loaders.evolution import FREEZE, refuse_unless_evolving
 from amp.loaders.hooks import Hooks, TConfig, config_class, rate
 from amp.loaders.mistakes import check_class, check_connected, check_required
-from amp.loaders.options import LoadOptions, as_mode
-from amp.loaders.readers import Counted, Remembering, as_table
+from amp.loaders.options import LoadOptions, as_mode, check_name
+from amp.loaders.readers import Counted, Remembering, as_batch, as_reader, as_table
 from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
@@ -106,8 +106,12 @@ class DataLoader(Hooks[TConfig]):
         self.close()
 
     def load_batch(self, batch: pa.RecordBatch, table_name: str, **options: Any) -> LoadResult:
-        """Load one batch as a unit of its own. A failure is a result with `success=False`."""
+        """Load one batch as a unit of its own. A failure is a result with `success=False`.
+
+        Raises ConfigError for what is no RecordBatch.
+        """
         started = time.perf_counter()
+        batch = as_batch(batch)
         chosen = self._options(options)
         try:
             shaped = chosen.shape.batch(batch)
@@ -149,9 +153,10 @@ class DataLoader(Hooks[TConfig]):
         """Load all that a reader gives as one unit, in constant memory. A failure is a result, `success=False`.
 
         A reader cannot be read again, so nothing is retried. An AmpError of the reader itself (the source failed) is
-        raised as it is, after the unit was rolled back.
+        raised as it is, after the unit was rolled back, and a ConfigError for what is no reader.
         """
         started = time.perf_counter()
+        reader = as_reader(reader)
         chosen = self._options(options)
         counted, source = Counted(reader.schema), Remembering(reader)
         try:
@@ -254,6 +259,7 @@ class DataLoader(Hooks[TConfig]):
             raise ConfigError(f'mode {mode.value} needs key_columns=[...]', hint='they say which row replaces which')
 
     def _load_one(self, batch: pa.RecordBatch, table_name: str, options: LoadOptions) -> int:
+        check_name(table_name)
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
         if options.block_ranges:
@@ -265,6 +271,7 @@ class DataLoader(Hooks[TConfig]):
     def _load_all(
         self, batches: pa.RecordBatchReader | Remembering, counted: Counted, table_name: str, options: LoadOptions
     ) -> int:
+        check_name(table_name)
         self._ensure_connected()
         self.check_mode(options.mode, options.key_columns)
         schema = options.shape.schema(batches.schema)

@@ -13,7 +13,17 @@ from amp.loaders.shape import Shape
 from amp.loaders.types import LoadMode
 from amp.streaming.types import BlockRange
 
-__all__ = ['COMMON', 'NAMES', 'LoadOptions', 'as_keys', 'as_mode', 'is_name', 'listed', 'partition_columns']
+__all__ = [
+    'COMMON',
+    'NAMES',
+    'LoadOptions',
+    'as_keys',
+    'as_mode',
+    'check_name',
+    'is_name',
+    'listed',
+    'partition_columns',
+]
 
 NAMES = 'a name is a text of at least one character, without NUL and without half a surrogate pair'
 _NO_CHARACTER = re.compile('[\0\ud800-\udfff]')
@@ -101,6 +111,12 @@ def partition_columns(given: Any) -> tuple[str, ...]:
 def is_name(name: object) -> bool:
     """True for what a destination that writes names as UTF-8 can hold: not for nothing, NUL or half a surrogate pair."""
     return isinstance(name, str) and name != '' and _NO_CHARACTER.search(name) is None
+
+
+def check_name(name: object) -> None:
+    """Raises ConfigError for what is no name of a table or stream."""
+    if not is_name(name):
+        raise ConfigError(f'{name!r} is not a name for a table or stream', hint=NAMES)
 
 
 def listed(names: Iterable[str]) -> str:

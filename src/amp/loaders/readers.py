@@ -9,7 +9,26 @@ import pyarrow as pa
 
 from amp.errors import AmpError, ConfigError
 
-__all__ = ['Counted', 'Remembering', 'as_table']
+__all__ = ['Counted', 'Remembering', 'as_batch', 'as_reader', 'as_table']
+
+
+def as_batch(given: object) -> pa.RecordBatch:
+    """The batch itself. Raises ConfigError for anything else, by its kind."""
+    if isinstance(given, pa.RecordBatch):
+        return given
+    raise ConfigError(
+        f'load_batch takes a RecordBatch of pyarrow, and {type(given).__name__} is none', hint='load_table takes more'
+    )
+
+
+def as_reader(given: object) -> pa.RecordBatchReader:
+    """The reader itself. Raises ConfigError for anything else, by its kind."""
+    if isinstance(given, pa.RecordBatchReader):
+        return given
+    raise ConfigError(
+        f'load_reader takes a RecordBatchReader of pyarrow, and {type(given).__name__} is none',
+        hint='load_table takes more',
+    )
 
 
 def as_table(given: object) -> pa.Table | pa.RecordBatchReader:

@@ -31,6 +31,7 @@ from amp.events import Retrying, emit
 from amp.loaders.evolution import evolution
 from amp.loaders.label_record import with_earlier
 from amp.loaders.lanes import base_for
+from amp.loaders.options import check_name
 from amp.loaders.points import reached
 from amp.loaders.settings import FOR_EVER, Source, StreamSettings
 from amp.loaders.stamps import stamp, stamped_schema
@@ -66,6 +67,8 @@ class StreamEngine:
         settings: StreamSettings,
         query: str | None = None,
     ) -> None:
+        for name in job.key:
+            check_name(name)
         self._loader = loader
         self._destination = loader.streaming_destination()
         self._job = job

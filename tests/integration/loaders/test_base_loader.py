@@ -7,8 +7,10 @@ from typing import ClassVar
 import pyarrow as pa
 import pytest
 
+from amp.errors import ConfigError
 from amp.loaders.base import DataLoader, LoadMode
 from tests.integration.loaders.conftest import LoaderTestConfig
+from tests.integration.loaders.test_base_streaming import eth, response
 
 
 class BaseLoaderTests:
@@ -120,3 +122,33 @@ class BaseLoaderTests:
             with pytest.raises(ValueError, match='sideways'):
                 loader.load_table(small_test_table, test_table_name, mode='sideways')
             assert loader.load_table(small_test_table, test_table_name).success, 'a failure leaves the loader usable'
+
+    def test_a_reader_or_a_batch_is_loaded_as_a_table(self, loader, small_test_table, test_table_name):
+        forms = (small_test_table.to_batches()[0], small_test_table.to_reader(max_chunksize=33))
+        with loader:
+            for times, rows in enumerate(forms, 1):
+                result = loader.load_table(rows, test_table_name)
+                assert result.success, result.error
+                assert result.rows_loaded == 100
+                assert self.config.get_row_count(loader, test_table_name) == 100 * times
+
+    def test_what_is_no_rows_is_told(self, loader, small_test_table, test_table_name):
+        for rows in ([1], {'x': [1]}, 'rows.parquet', None):
+            for load in (loader.load_table, loader.load_batch, loader.load_reader):
+                with pytest.raises(ConfigError, match=f'{type(rows).__name__} is none'):
+                    load(rows, test_table_name)
+        with pytest.raises(ConfigError, match='load_table'):
+            loader.load_batch(small_test_table, test_table_name)
+        assert not loader.is_connected
+
+    def test_what_cannot_be_a_name_is_told_in_a_sentence(self, loader, small_test_table):
+        batch = small_test_table.to_batches()[0]
+        given = response(eth(0, 9, '0xa'), 0, 9)
+        with loader:
+            for name in ('', 'half \udc80', 'a\ud83d', 'with\0nul', None, 7, b't'):
+                for result in (loader.load_table(small_test_table, name), loader.load_batch(batch, name)):
+                    assert f'{name!r} is not a name' in result.error
+                with pytest.raises(ConfigError, match='is not a name'):
+                    list(loader.load_stream_continuous([given], name))
+                with pytest.raises(ConfigError, match='is not a name'):
+                    list(loader.load_stream_continuous([given], 't', stream_name=name or 7))

@@ -13,7 +13,7 @@ import obstore
 from obstore.store import LocalStore, ObjectStore, from_url
 
 from amp.errors import ConfigError
-from amp.loaders.options import NAMES, is_name
+from amp.loaders.options import check_name
 
 __all__ = ['Files', 'folder_name', 'joined', 'located', 'name_of_folder']
 
@@ -47,8 +47,7 @@ def folder_name(name: str) -> str:
     """A table's or stream's name as the name of a folder; other bytes than letters, digits, `._-` as `__` and two hex
     digits. (Delta implementations encode what is special in a URL once too often.) Raises ConfigError.
     """
-    if not is_name(name):
-        raise ConfigError(f'{name!r} is not a name for a table or stream', hint=NAMES)
+    check_name(name)
     parts = []
     for i, character in enumerate(name):
         twice = character == '_' and name[i + 1 : i + 2] == '_'

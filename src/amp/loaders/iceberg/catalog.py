@@ -33,7 +33,7 @@ from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
 from amp.errors import AmpError, ConfigError, DestinationError, MissingExtraError, redact
-from amp.loaders.options import NAMES, is_name
+from amp.loaders.options import check_name
 from amp.streaming.error_kinds import ErrorClassifier
 
 try:
@@ -58,7 +58,6 @@ except ImportError:  # pyiceberg without a SQL catalog
 __all__ = [
     'LOCK_SECONDS',
     'CatalogTables',
-    'check_name',
     'config_from_iceberg_url',
     'explained',
     'is_transient_failure',
@@ -69,12 +68,6 @@ _NUMBERS = ('compact_every', 'expire_every', 'keep_snapshots', 'keep_minutes')
 _SWITCH = {'true': True, '1': True, 'false': False, '0': False}
 _PLAIN_NAME = re.compile(r'[A-Za-z0-9_\-]{1,100}')
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def check_name(name: str) -> None:
-    """Raises ConfigError for what is no name of a table or stream."""
-    if not is_name(name):
-        raise ConfigError(f'{name!r} is not a name for a table or stream', hint=NAMES)
 
 
 def config_from_iceberg_url(url: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from amp.loaders.arrow_types import Landing, wire_schema
 from amp.loaders.base import DataLoader
 from amp.loaders.iceberg.catalog import (
     CatalogTables,
-    check_name,
     config_from_iceberg_url,
     explained,
     is_transient_failure,
@@ -273,7 +272,6 @@ class IcebergLoader(DataLoader[IcebergStorageConfig]):
         Before the table is there nothing can be made durable: then the claim is written with the table itself, and of
         two that came so early, the one that makes the table has the stream.
         """
-        check_name(key.name)
         if self.tables.find(key.table) is None:
             self._unborn[key] = claim
             return StreamState(1, 1)

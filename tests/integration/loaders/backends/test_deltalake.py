@@ -39,6 +39,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_rows import FolderTests, ListViewTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.deltalake]
@@ -75,6 +76,10 @@ class TestDeltaLakeTypes(BaseTypeTests):
 
 
 class TestDeltaLakeOneTable(OneTableTests):
+    pass
+
+
+class TestDeltaLakeRows(ListViewTests, FolderTests):
     pass
 
 
@@ -157,33 +162,6 @@ def test_a_table_of_somebody_else_gets_what_its_columns_can_hold(db, tmp_path):
 def test_columns_that_differ_only_in_case_are_refused(db):
     result = db.load_table(pa.table([[1], [2]], names=['value', 'VALUE']), 'cases')
     assert 'VALUE' in result.error
-
-
-_VIEWS = {
-    'list view': pa.array([[1, 2], [], None, [3, None]], pa.list_view(pa.int32())),
-    'large list view': pa.array([['a', None], None, ['b']], pa.large_list_view(pa.string())),
-    'out of order': pa.ListViewArray.from_arrays(
-        pa.array([2, 0, 0], pa.int32()), pa.array([1, 3, 0], pa.int32()), pa.array([1, 2, 3])
-    ),
-    'in a list': pa.array([[[1, 2], None], None, [[], [3]]], pa.list_(pa.list_view(pa.int32()))),
-    'in a list of fixed size': pa.array([[[1], [2, 3]], None, [None, []]], pa.list_(pa.list_view(pa.int32()), 2)),
-    'in a struct': pa.array(
-        [{'a': [1, 2]}, None, {'a': None}, {'a': [3]}], pa.struct([('a', pa.list_view(pa.int64()))])
-    ),
-    'in a map': pa.array(
-        [[('a', [1, 2]), ('b', None)], None, [], [('c', [3])]], pa.map_(pa.string(), pa.list_view(pa.int32()))
-    ),
-    'of uint64': pa.array([[2**64 - 1], None, [1, 2]], pa.list_view(pa.uint64())),
-    'of bytes': pa.array([[b'ab', None], [b'cd']], pa.list_view(pa.binary(2))),
-}
-
-
-@pytest.mark.parametrize('views', _VIEWS.values(), ids=_VIEWS.keys())
-def test_views_of_lists_land_exactly(db, views):
-    for name, column in (('whole', views), ('slice', views.slice(1))):
-        result = db.load_table(pa.table({'i': range(len(column)), 'l': column}), name)
-        assert result.success, result.error
-        assert db.scan(name).read_all().sort_by('i')['l'].to_pylist() == column.to_pylist()
 
 
 def test_overwrite_is_one_commit_of_all_batches(db):
@@ -939,31 +917,6 @@ def test_urls():
         DeltaLakeLoader({'url': 'deltalake://lake'})
     with pytest.raises(ConfigError, match="unknown configuration key 'nope'"):
         DeltaLakeLoader({'url': 'deltalake:///lake?nope=1'})
-
-
-@pytest.mark.parametrize('name', ['', 'half \udc80', 'a\ud83d'], ids=ascii)
-def test_what_cannot_be_written_as_a_name_is_told_in_a_sentence(db, name):
-    rows = pa.table({'x': [1]})
-    for result in (db.load_table(rows, name), db.load_batch(rows.to_batches()[0], name)):
-        assert ascii(name) in result.error
-        assert 'codec' not in result.error
-    named = response(eth(0, 9, '0xa'), 0, 9)
-    with pytest.raises(ConfigError, match='name'):
-        list(db.load_stream_continuous([named], name))
-    with pytest.raises(ConfigError, match='name'):
-        db.table_exists(name)
-
-
-def test_a_reader_or_a_batch_is_loaded_as_a_table_and_anything_else_is_told(db):
-    rows = pa.table({'x': [1, 2]})
-    for kind_of_rows in (rows, rows.to_batches()[0], rows.to_reader(max_chunksize=1)):
-        result = db.load_table(kind_of_rows, 't', mode='overwrite')
-        assert result.success, result.error
-        assert result.rows_loaded == 2
-    assert db.scan('t').read_all().num_rows == 2
-    for kind_of_rows in ([1], {'x': [1]}, 'rows.parquet', None):
-        with pytest.raises(ConfigError, match=f'{type(kind_of_rows).__name__} is none'):
-            db.load_table(kind_of_rows, 't')
 
 
 def test_given_batches_tell_why_they_cannot_go_on(db, tmp_path):

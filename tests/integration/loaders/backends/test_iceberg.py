@@ -42,6 +42,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_rows import FolderTests, ListViewTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, numbers, stream
 from tests.support.following import SQL, expected, stored, until_head
 from tests.support.s3 import s3_options
@@ -257,33 +258,6 @@ def test_a_transform_that_does_not_fit_its_column_makes_no_table(tmp_path, spec)
     with IcebergLoader({'warehouse': str(tmp_path), 'partition_spec': [spec]}) as lake:
         assert 'partition_spec' in lake.load_table(rows, 't').error
         assert not lake.table_exists('t')
-
-
-_VIEWS = {
-    'list view': pa.array([[1, 2], [], None, [3, None]], pa.list_view(pa.int32())),
-    'large list view': pa.array([['a', None], None, ['b']], pa.large_list_view(pa.string())),
-    'out of order': pa.ListViewArray.from_arrays(
-        pa.array([2, 0, 0], pa.int32()), pa.array([1, 3, 0], pa.int32()), pa.array([1, 2, 3])
-    ),
-    'in a list': pa.array([[[1, 2], None], None, [[], [3]]], pa.list_(pa.list_view(pa.int32()))),
-    'in a list of fixed size': pa.array([[[1], [2, 3]], None, [None, []]], pa.list_(pa.list_view(pa.int32()), 2)),
-    'in a struct': pa.array(
-        [{'a': [1, 2]}, None, {'a': None}, {'a': [3]}], pa.struct([('a', pa.list_view(pa.int64()))])
-    ),
-    'in a map': pa.array(
-        [[('a', [1, 2]), ('b', None)], None, [], [('c', [3])]], pa.map_(pa.string(), pa.list_view(pa.int32()))
-    ),
-    'of uint64': pa.array([[2**64 - 1], None, [1, 2]], pa.list_view(pa.uint64())),
-    'of bytes': pa.array([[b'ab', None], [b'cd']], pa.list_view(pa.binary(2))),
-}
-
-
-@pytest.mark.parametrize('views', _VIEWS.values(), ids=_VIEWS.keys())
-def test_views_of_lists_land_exactly(lake, views):
-    for name, column in (('whole', views), ('slice', views.slice(1))):
-        result = lake.load_table(pa.table({'i': range(len(column)), 'l': column}), name)
-        assert result.success, result.error
-        assert lake.scan(name).read_all().sort_by('i')['l'].to_pylist() == column.to_pylist()
 
 
 _NO_BYTES = {
@@ -515,6 +489,12 @@ def test_streams_are_listed_table_by_table_in_the_order_of_their_numbers(lake):
 
 
 class TestIcebergOneTable(OneTableTests):
+    @pytest.fixture
+    def db(self, lake):
+        return lake
+
+
+class TestIcebergRows(ListViewTests, FolderTests):
     @pytest.fixture
     def db(self, lake):
         return lake
@@ -1010,28 +990,3 @@ def test_a_lost_metadata_file_is_one_step_back_for_rows_and_position_together(la
     assert numbers(lake) == [1, 11]
     stream(lake, response(eth(20, 29, '0xd', '0xb'), 22))
     assert numbers(lake) == [1, 11, 22]
-
-
-@pytest.mark.parametrize('name', ['', 'half \udc80', 'a\ud83d'], ids=ascii)
-def test_what_cannot_be_written_as_a_name_is_told_in_a_sentence(lake, name):
-    rows = pa.table({'x': [1]})
-    for result in (lake.load_table(rows, name), lake.load_batch(rows.to_batches()[0], name)):
-        assert ascii(name) in result.error
-        assert 'codec' not in result.error
-    named = response(eth(0, 9, '0xa'), 0, 9)
-    with pytest.raises(ConfigError, match='name'):
-        list(lake.load_stream_continuous([named], name))
-    with pytest.raises(ConfigError, match='name'):
-        lake.table_exists(name)
-
-
-def test_a_reader_or_a_batch_is_loaded_as_a_table_and_anything_else_is_told(lake):
-    rows = pa.table({'x': [1, 2]})
-    for kind_of_rows in (rows, rows.to_batches()[0], rows.to_reader(max_chunksize=1)):
-        result = lake.load_table(kind_of_rows, 't', mode='overwrite')
-        assert result.success, result.error
-        assert result.rows_loaded == 2
-    assert lake.scan('t').read_all().num_rows == 2
-    for kind_of_rows in ([1], {'x': [1]}, 'rows.parquet', None):
-        with pytest.raises(ConfigError, match=f'{type(kind_of_rows).__name__} is none'):
-            lake.load_table(kind_of_rows, 't')

@@ -33,6 +33,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_shared_rows import FolderTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
@@ -72,6 +73,10 @@ class TestParquetTypes(BaseTypeTests):
 
 
 class TestParquetOneTable(OneTableTests):
+    pass
+
+
+class TestParquetFolders(FolderTests):
     pass
 
 
@@ -575,28 +580,3 @@ def test_the_example_of_the_page_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert '18446744073709551615' in done.stdout
-
-
-@pytest.mark.parametrize('name', ['', 'half \udc80', 'a\ud83d'], ids=ascii)
-def test_what_cannot_be_written_as_a_name_is_told_in_a_sentence(db, name):
-    rows = pa.table({'x': [1]})
-    for result in (db.load_table(rows, name), db.load_batch(rows.to_batches()[0], name)):
-        assert ascii(name) in result.error
-        assert 'codec' not in result.error
-    named = response(eth(0, 9, '0xa'), 0, 9)
-    with pytest.raises(ConfigError, match='name'):
-        list(db.load_stream_continuous([named], name))
-    with pytest.raises(ConfigError, match='name'):
-        db.table_exists(name)
-
-
-def test_a_reader_or_a_batch_is_loaded_as_a_table_and_anything_else_is_told(db):
-    rows = pa.table({'x': [1, 2]})
-    for kind_of_rows in (rows, rows.to_batches()[0], rows.to_reader(max_chunksize=1)):
-        result = db.load_table(kind_of_rows, 't', mode='overwrite')
-        assert result.success, result.error
-        assert result.rows_loaded == 2
-    assert db.scan('t').read_all().num_rows == 2
-    for kind_of_rows in ([1], {'x': [1]}, 'rows.parquet', None):
-        with pytest.raises(ConfigError, match=f'{type(kind_of_rows).__name__} is none'):
-            db.load_table(kind_of_rows, 't')

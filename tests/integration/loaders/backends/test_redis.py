@@ -523,23 +523,31 @@ def test_duplicates_among_many_rows_are_found(open_loader, t, monkeypatch):
         assert rows(db, name) == [('mine', 777)]
 
 
-def test_a_large_load_that_dies_is_swept_by_the_next(open_loader, redis_test_config, t):
+def die_in_a_large_load(config: dict[str, Any], table: str, *, dropped: bool = False) -> None:
+    """A process that is killed when its rows were sent and not committed; the table is dropped before that, if so."""
     code = """
 import json, os, signal, sys, pyarrow as pa
 from amp.loaders import points
-from amp.loaders.redis import connect as redis_connect
 from amp.loaders.redis import unit as redis_unit
 from amp.loaders.implementations.redis_loader import RedisLoader
+config, table, dropped = json.loads(sys.argv[1])
 redis_unit._SMALL = 20_000
 def die(point):
     if point == 'bulk.sent':
+        if dropped:
+            with RedisLoader(config) as other:
+                other.drop_table(table)
         os.kill(os.getpid(), signal.SIGKILL)
 points.hook = die
-with RedisLoader(json.loads(sys.argv[1])) as db:
-    db.load_table(pa.table({'x': ['x' * 100] * 900}), sys.argv[2], batch_size=250)
+with RedisLoader(config) as db:
+    db.load_table(pa.table({'x': ['x' * 100] * 900}), table, batch_size=250)
 """
-    done = subprocess.run([sys.executable, '-c', code, json.dumps(redis_test_config), t], check=False)
+    done = subprocess.run([sys.executable, '-c', code, json.dumps([config, table, dropped])], check=False)
     assert done.returncode == -signal.SIGKILL
+
+
+def test_a_large_load_that_dies_is_swept_by_the_next(open_loader, redis_test_config, t):
+    die_in_a_large_load(redis_test_config, t)
     db = open_loader()
     assert rows(db, t) == []
     load(db, t, {'x': ['alive']})
@@ -599,24 +607,7 @@ def test_nothing_of_a_hidden_row_shines_through_what_overwrites_it(open_loader, 
 
 
 def test_a_large_load_that_died_in_a_dropped_table_is_swept_by_what_it_left(open_loader, redis_test_config, t):
-    code = """
-import json, os, signal, sys, pyarrow as pa
-from amp.loaders import points
-from amp.loaders.redis import connect as redis_connect
-from amp.loaders.redis import unit as redis_unit
-from amp.loaders.implementations.redis_loader import RedisLoader
-redis_unit._SMALL = 20_000
-def die(point):
-    if point == 'bulk.sent':
-        with RedisLoader(json.loads(sys.argv[1])) as other:
-            other.drop_table(sys.argv[2])
-        os.kill(os.getpid(), signal.SIGKILL)
-points.hook = die
-with RedisLoader(json.loads(sys.argv[1])) as db:
-    db.load_table(pa.table({'x': ['x' * 100] * 900}), sys.argv[2], batch_size=250)
-"""
-    done = subprocess.run([sys.executable, '-c', code, json.dumps(redis_test_config), t], check=False)
-    assert done.returncode == -signal.SIGKILL
+    die_in_a_large_load(redis_test_config, t, dropped=True)
     db = open_loader(key_pattern='{table}:{x}')
     load(db, t, {'x': ['alive']})
     assert rows(db, t) == [('alive',)]
