@@ -24,6 +24,7 @@ from amp.loaders.implementations.postgresql_loader import PostgreSQLLoader
 from amp.loaders.verify import verify, verify_table
 from amp.streaming.ledger import stream_interval
 from amp.streaming.types import BatchMetadata, BlockRange, ResponseBatch
+from tests.integration.loaders.test_base_streaming import eth, response
 from tests.support.following import at_head, follow, until_head
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -406,6 +407,46 @@ def test_a_stream_that_runs_on_meanwhile_is_not_blamed(tmp_path):
                 thread.join(120)
             assert not thread.is_alive()
     assert [report.findings for report in reports] == [[]] * 8
+
+
+class Interrupted(DuckDBLoader):
+    """Something happens just before its rows are read, and something just after."""
+
+    moves: Iterator[object]
+
+    def stamped_scan(self, table_name, columns=None, where=None):
+        if columns is None:
+            return super().stamped_scan(table_name, columns, where)
+        next(self.moves, None)
+        rows = super().stamped_scan(table_name, columns, where).read_all()
+        next(self.moves, None)
+        return rows.to_reader()
+
+
+def test_a_unit_that_came_and_went_while_the_rows_were_read_is_not_blamed(tmp_path):
+    path = str(tmp_path / 'chain.db')
+    first, second = response(eth(0, 9, '0xa'), 1), response(eth(10, 19, '0xb', '0xa'), 11)
+    undone = ResponseBatch.reorg_batch([eth(10, 19, '0xc', '0xa')])
+    with DuckDBLoader({'path': path}) as writer, Interrupted({'path': path}) as reader:
+        moves = writer.load_stream_continuous([first, second, undone], 't')
+        next(moves)
+        reader.moves = moves
+        [report] = verify(reader)
+        assert report.findings == []
+        assert report.rows == 2, 'the rows of both were read'
+        assert next(moves, None) is None
+        writer.connection.execute('UPDATE t SET _amp_tx_id = _amp_tx_id + 1')
+        [report] = verify(reader)
+        assert [finding.kind for finding in report.findings] == ['orphans']
+
+
+def test_a_stream_that_begins_while_the_rows_are_read_is_not_blamed(tmp_path):
+    path = str(tmp_path / 'chain.db')
+    with DuckDBLoader({'path': path}) as writer, Interrupted({'path': path}) as reader:
+        list(writer.load_stream_continuous([response(eth(0, 9, '0xa'), 1)], 't', stream_name='one'))
+        reader.moves = writer.load_stream_continuous([response(eth(0, 9, '0xb'), 2)], 't', stream_name='two')
+        [report] = verify(reader)
+        assert report.findings == []
 
 
 def test_a_loader_that_cannot_show_stamps_says_so(path):
