@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from amp.errors import DestinationError
 from amp.loaders.keyed import still_owned
 from amp.loaders.points import reached
+from amp.loaders.redis import history
 from amp.loaders.redis.connect import Wire
 from amp.loaders.redis.layout import Layout
 from amp.loaders.redis.reader import Reader
@@ -58,7 +59,7 @@ def drop_table(store: Store, table: str, *, only_empty: bool = False) -> None:
             if record is None or (only_empty and _is_used(store, wire, Table(store, table, record))):
                 wire.call('UNWATCH')
                 return
-            commands, _rows = Table(store, table, record).clear(wire)
+            commands, _rows = history.clear(Table(store, table, record), wire)
             # The pieces and marks of who still writes stay: by them they find what they have to take away. Ids of
             # entries of a Redis stream do not begin anew meanwhile, or they would take others away.
             for kind in ('table', 'undo') if store.hidden(table) else ('table', 'undo', 'seq'):
@@ -111,7 +112,7 @@ def _sweep_pieces(
         still_ours()
         for _ in range(MOST_TRIES):
             with store.wire(table) as wire:
-                commands, _rows = rows.undo(wire, [run])
+                commands, _rows = history.undo(rows, wire, [run])
                 if not commands.count or wire.transact(commands):
                     break
 

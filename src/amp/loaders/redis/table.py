@@ -1,9 +1,9 @@
-"""The rows of one Redis table: as commands that write them, and read back."""
+"""The rows of one Redis table: what they are called, and the commands that write them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from amp.errors import LoadError, SchemaError
 from amp.loaders.redis.connect import FOREIGN, Wire
-from amp.loaders.redis.reader import Reader, there
+from amp.loaders.redis.reader import there
 from amp.loaders.redis.resp import (
     Commands,
     Literal,
@@ -21,14 +21,12 @@ from amp.loaders.redis.resp import (
     joined,
     packed,
     row_commands,
-    unpacked,
     variadic,
 )
 from amp.loaders.redis.rows import fields_of, json_rows
-from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord, covers
+from amp.loaders.redis.store import COLLECTIONS, Piece, Store, TableRecord
 from amp.loaders.row_keys import KeySpec, Numbering
 from amp.loaders.stamps import TX_ID
-from amp.streaming.ledger import IdRun
 
 __all__ = ['Table']
 
@@ -38,7 +36,6 @@ pc: Any = pyarrow.compute
 Column: TypeAlias = Any
 """An Arrow array."""
 
-_PAGE = 2048
 _EXACT = 1 << 53
 _ID_IN_JSON = re.compile(rb'"_amp_tx_id":(\d+)')
 _SCORES = ('block_num', '_block_num', 'block_number')
@@ -181,19 +178,12 @@ class Table:
         after = () if self.store.ttl is None else ('EX', self.store.ttl)
         commands.call('SET', own('keys', self.name, piece.member), packed(names), *after)
 
-    # Replacing
+    # What lies there
 
-    def keep_replaced(self, names: Column, ids: Sequence[int | None], piece: Piece) -> Commands:
-        """Copy rows aside before rows of a stream replace them; `ids` are those of the rows that are there now."""
-        commands = Commands()
-        older = [name for name, found in zip(_list(names), ids, strict=True) if found not in {None, piece.tx_id}]
-        for name in older:
-            commands.call('COPY', name, self.store.before(self.name, piece.tx_id, name))
-        if older:
-            own = self.store.own
-            commands.call('ZADD', own('undo', self.name), 0, piece.member)
-            commands.call('SET', own('replaced', self.name, piece.member), packed(pa.array(older, pa.binary())))
-        return commands
+    def kind(self, wire: Wire) -> str:
+        """The type of what lies under the key of a collection; `none` for nothing."""
+        found: bytes = wire.call('TYPE', self.collection)
+        return found.decode()
 
     def ids_of(self, wire: Wire, names: Sequence[bytes]) -> list[int | None]:
         """The ids of the rows that lie under some keys now; None where nothing is, 0 where something else is."""
@@ -225,165 +215,11 @@ class Table:
         found = _ID_IN_JSON.findall(answer)
         return int(found[-1]) if found else 0
 
-    # Taking back
-
-    def undo(self, wire: Wire, runs: Sequence[IdRun]) -> tuple[Commands, int]:
-        """The commands that take rows with these ids away, and bring back what they replaced; how many rows."""
-        commands, rows = Commands(), 0
-        pieces = list(self.store.pieces(self.name, runs))
-        undone: dict[bytes, set[int]] = {}
-        for piece in pieces:
-            names = self.names_of(piece)
-            if self.is_collection:
-                self._remove_members(commands, names)
-                rows += len(names)
-            elif self.spec.is_numbered:
-                _unlink(commands, names)
-                rows += len(names)
-            else:
-                for name in _list(names):
-                    undone.setdefault(name, set()).add(piece.tx_id)
-        rows += self._take_back(wire, commands, undone)
-        # Last: the older versions that come back are copied from what is forgotten here.
-        for piece in pieces:
-            self._forget(commands, piece)
-        return commands, rows
-
-    def kind(self, wire: Wire) -> str:
-        """The type of what lies under the key of a collection; `none` for nothing."""
-        found: bytes = wire.call('TYPE', self.collection)
-        return found.decode()
-
-    def clear(self, wire: Wire) -> tuple[Commands, int]:
-        """The commands that empty the table; how many rows it had.
-
-        The pieces of units that are not done stay listed: by them their writers take away what is left. Of their rows
-        only those go that have a key which others may want.
-        """
-        commands, rows = Commands(), 0
-        if self.record.key is None:
-            return commands, rows
-        # In this order: the intent of a unit is there before its first piece.
-        pieces = list(self.store.pieces(self.name))
-        hidden = self.store.hidden(self.name)
-        if self.is_collection:
-            return self._clear_collection(wire, pieces, hidden)
-        for piece in pieces:
-            if covers(hidden, piece.tx_id):
-                if not self.spec.is_numbered:
-                    self._take_back(wire, commands, {name: {piece.tx_id} for name in _list(self.names_of(piece))})
-                continue
-            names = self.names_of(piece)
-            rows += len(names)
-            _unlink(commands, names)
-            self._forget(commands, piece)
-        return commands, rows
-
-    def _clear_collection(self, wire: Wire, pieces: Sequence[Piece], hidden: Sequence[IdRun]) -> tuple[Commands, int]:
-        """All of it goes at once; but of the last piece of a unit that is not done the rows may come after its name."""
-        commands, rows = Commands(), 0
-        if self.kind(wire) == COLLECTIONS[self.record.structure]:
-            rows = Reader(self).count([])
-            commands.call('UNLINK', self.collection)
-        last = [[piece for piece in pieces if covers([run], piece.tx_id)][-1:] for run in hidden]
-        for piece in pieces:
-            if [piece] not in last:
-                self._forget(commands, piece)
-        return commands, rows
-
-    def settle(self, run: IdRun) -> Commands:
-        """The commands that forget how to undo these ids: they are final."""
-        commands = Commands()
-        if self.is_collection:
-            for piece in self.store.pieces(self.name, [run]):
-                self._forget(commands, piece)
-            return commands
-        for piece in self.store.pieces(self.name, [run], kind='undo'):
-            self._forget_replaced(commands, piece)
-        return commands
-
-    def _remove_members(self, commands: Commands, members: Column) -> None:
-        if not len(members):
-            return
-        name = {'set': 'SREM', 'sorted_set': 'ZREM', 'stream': 'XDEL'}.get(self.record.structure)
-        if name is not None:
-            commands.add(variadic((name, self.collection), members))
-            return
-        # From the end, where what is undone lies.
-        removals = row_commands('LREM', pa.repeat(pa.scalar(self.collection), len(members)), ('-1',), [(b'', members)])
-        commands.extend(_each(removals))
-
-    def _take_back(self, wire: Wire, commands: Commands, undone: Mapping[bytes, set[int]]) -> int:
-        """Take some versions out of the history of each key: `undone` are their ids. How many keys had one.
-
-        A version that somebody else has replaced meanwhile is taken out of their memory of it.
-        """
-        rows = 0
-        for name, ids in self._histories(wire, undone).items():
-            places = [name, *(self.store.before(self.name, at, name) for at in ids)]
-            kept = [(at, place) for at, place in zip(ids, places, strict=False) if at not in undone[name]]
-            if len(kept) == len(ids):
-                # Gone, or somebody else's.
-                continue
-            rows += 1
-            place = name
-            for at, older in kept:
-                if older != place:
-                    commands.call('COPY', older, place, 'REPLACE')
-                place = self.store.before(self.name, at, name)
-            if not kept or place != places[-1]:
-                commands.call('UNLINK', place)
-        return rows
-
-    def _histories(self, wire: Wire, undone: Mapping[bytes, set[int]]) -> dict[bytes, list[int]]:
-        """The ids of the versions of each key, newest first, at least as far as what is undone and one more.
-
-        All of it is watched.
-        """
-        found: dict[bytes, list[int]] = {name: [] for name in undone}
-        asked = [(name, name) for name in undone]
-        while asked:
-            older = []
-            for at in range(0, len(asked), _PAGE):
-                page = asked[at : at + _PAGE]
-                places = [place for _, place in page]
-                wire.call('WATCH', *places)
-                for (name, _), tx_id in zip(page, self.ids_of(wire, places), strict=True):
-                    if tx_id is None:
-                        continue
-                    if not undone[name].issubset(found[name]):
-                        older.append((name, self.store.before(self.name, tx_id, name)))
-                    found[name].append(tx_id)
-            asked = older
-        return found
-
-    def _forget(self, commands: Commands, piece: Piece) -> None:
-        own = self.store.own
-        commands.call('ZREM', own('units', self.name), piece.member)
-        commands.call('UNLINK', own('keys', self.name, piece.member))
-        if self.record.is_upserted:
-            self._forget_replaced(commands, piece)
-
-    def _forget_replaced(self, commands: Commands, piece: Piece) -> None:
-        own = self.store.own
-        stored = self.store.read('GET', own('replaced', self.name, piece.member))
-        if stored is None:
-            return
-        for name in _list(unpacked(stored)):
-            commands.call('UNLINK', self.store.before(self.name, piece.tx_id, name))
-        commands.call('UNLINK', own('replaced', self.name, piece.member))
-        commands.call('ZREM', own('undo', self.name), piece.member)
-
 
 def _each(column: Column, lines: int = 1) -> Commands:
     commands = Commands()
     commands.add(column_bytes(column), len(column), lines)
     return commands
-
-
-def _unlink(commands: Commands, names: Column) -> None:
-    if len(names):
-        commands.add(variadic(('UNLINK',), names))
 
 
 def _ids(seq: int, rows: int) -> Column:
@@ -397,8 +233,3 @@ def _numbers(rows: int, numbering: Numbering) -> Column:
     return joined(f'{numbering.tx_id}:'.encode(), pa.array(counted).cast(pa.string()).cast(pa.binary())).cast(
         pa.string()
     )
-
-
-def _list(names: Column) -> list[bytes]:
-    found: list[bytes] = names.to_numpy(zero_copy_only=False).tolist()
-    return found

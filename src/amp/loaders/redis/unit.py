@@ -18,6 +18,7 @@ import pyarrow as pa
 from amp.errors import AmpError, LoadError
 from amp.loaders.keyed import StreamTarget, cleared_meanwhile
 from amp.loaders.points import reached
+from amp.loaders.redis import history
 from amp.loaders.redis.checks import (
     Numbered,
     duplicates,
@@ -172,12 +173,12 @@ class Write:
         undo = self._stream.undo if self._stream is not None else None
         table = Table(self._store, self._name, record, self._layout.score)
         if self._clear:
-            commands.extend(table.clear(wire)[0])
+            commands.extend(history.clear(table, wire)[0])
             record = record.anew()
         if undo is None or self._undone:
             return record, 0
         reached('undo.before')
-        taken, rows = table.clear(wire) if undo.whole_table else table.undo(wire, undo.runs)
+        taken, rows = history.clear(table, wire) if undo.whole_table else history.undo(table, wire, undo.runs)
         commands.extend(taken)
         reached('undo.after')
         return record.anew() if undo.whole_table else record, rows
@@ -250,7 +251,7 @@ class Write:
         if self._stream is not None:
             found = [written.get(name, at) for name, at in zip(listed, found, strict=True)]
             written |= dict.fromkeys(listed, numbering.tx_id)
-            commands.extend(table.keep_replaced(names, found, table.piece(numbering, rows.num_rows)))
+            commands.extend(history.keep_replaced(table, names, found, table.piece(numbering, rows.num_rows)))
         commands.add(variadic(('UNLINK',), names))
 
     def _save(
@@ -284,7 +285,7 @@ class Write:
             final = IdRun(self._first_id or 0, self._first_id or 0)
         settles = record is not None and (record.structure in COLLECTIONS or record.is_upserted)
         if last and settles and final is not None and record is not None and final.first <= final.last:
-            commands.extend(Table(self._store, self._name, record).settle(final))
+            commands.extend(history.settle(Table(self._store, self._name, record), final))
         if not commands.count:
             commands.call('EXISTS', own('table', self._name))
 
