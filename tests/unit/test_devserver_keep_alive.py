@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
-from amp.devserver.ahead import Ahead, in_order
+from amp.devserver.ahead import Ahead, LeftError, in_order
 from amp.devserver.keep_alive import with_keep_alives
 
 pytestmark = pytest.mark.unit
@@ -60,6 +61,22 @@ def test_who_leaves_ends_the_computation():
     next(found)
     found.close()
     assert closed.wait(30)
+
+
+def test_who_is_gone_waits_no_longer():
+    stopped = threading.Event()
+
+    def items():
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            stopped.set()
+        yield 1
+
+    with pytest.raises(LeftError):
+        next(with_keep_alives(items(), 30, lambda: 0, lambda: True))
+    assert stopped.wait(30), 'nor is the item computed that was waited for'
 
 
 def test_parts_are_computed_at_once_and_come_in_order():

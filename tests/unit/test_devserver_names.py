@@ -155,6 +155,7 @@ def test_comments_texts_and_names_are_one_token():
         ('word', '1'),
         ('mark', '.'),
         ('word', '5'),
+        ('comment', '/*'),
     ]
     assert [token.literal for token in tokens_of(sql)][1:5] == ["it's", None, None, " $ ' "]
     assert [token.identifier for token in tokens_of('A "B""c" `D` 1 \'e\'')] == ['a', 'B"c', 'D', '1', None]

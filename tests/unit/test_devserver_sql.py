@@ -49,6 +49,11 @@ def test_settings_are_taken_off_the_end(sql, text, stream):
         ('  \n', 'invalid query: '),
         ('-- nothing', 'SQL parse error | Caused by: No SQL statement found'),
         ('SELECT 1; SELECT 2', 'SQL parse error | Caused by: Expected a single SQL statement, found 2'),
+        (
+            'SELECT 1\n/* a /* b */ c',
+            'SQL parse error | Caused by: Invalid SQL syntax -> sql parser error: '
+            'Unexpected EOF while in a multi-line comment at Line: 2, Column: 15',
+        ),
     ],
 )
 def test_exactly_one_statement(sql, told):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import threading
 import time
 from collections import deque
@@ -25,8 +26,8 @@ class LeftError(Exception):
 class Ahead(Generic[T]):
     """An iterator over `items` that computes them in a thread until those that wait weigh `room`, then pauses.
 
-    What `items` raises is raised here, in its turn. `close` makes the thread stop after the item that it is at; with
-    `gone`, which is asked while an item is waited for, it stops within that item, if that runs Python now and then.
+    What `items` raises is raised here, in its turn; LeftError when `gone`, which is asked while an item is waited for, says
+    so. `close` makes the thread stop, within the item that it is at if that runs Python now and then.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Ahead(Generic[T]):
         items: Iterator[T],
         room: int,
         weight: Callable[[T], int] = lambda _: 1,
-        gone: Callable[[], bool] | None = None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
         self._items = items
         self._gone = gone
@@ -53,10 +54,8 @@ class Ahead(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        self.wait(math.inf)
         with self._changed:
-            while not self._changed.wait_for(self._has_something, None if self._gone is None else _LOOK_SECONDS):
-                if self._gone is not None and self._gone():
-                    raise LeftError
             if self._waiting:
                 item, weight = self._waiting.popleft()
                 self._held -= weight
@@ -67,16 +66,22 @@ class Ahead(Generic[T]):
         raise StopIteration
 
     def wait(self, seconds: float) -> bool:
-        """Wait until the next item is there, or the end; False when it is not after so many seconds."""
+        """Wait until the next item is there, or the end; False when it is not after so many seconds. Raises LeftError."""
+        until = time.monotonic() + seconds
         with self._changed:
-            return self._changed.wait_for(self._has_something, seconds)
+            while not self._changed.wait_for(self._has_something, min(until - time.monotonic(), _LOOK_SECONDS)):
+                if self._gone():
+                    raise LeftError
+                if time.monotonic() >= until:
+                    return False
+        return True
 
     def close(self) -> None:
         """Compute no more."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
-            if self._gone is not None and self._computing and self._thread.ident is not None:
+            if self._computing and self._thread.ident is not None:
                 # DataFusion lets Python look up once a second, and this is then raised there.
                 thread = ctypes.c_ulong(self._thread.ident)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(SystemExit))

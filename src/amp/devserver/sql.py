@@ -85,26 +85,30 @@ class Token:
 
 @kept(32)
 def tokens_of(sql: str) -> tuple[Token, ...]:
-    """The tokens of `sql` without space and comments; comments may hold comments."""
+    """The tokens of `sql` without space and comments; comments may hold comments, and one that does not end is a token."""
     tokens: list[Token] = []
     at = 0
     while match := _TOKEN.match(sql, at):
         at = match.end()
         kind = match.lastgroup or 'mark'
         if kind == 'comment':
-            at = _end_of_comment(sql, at)
+            end = _end_of_comment(sql, at)
+            if end is None:
+                tokens.append(Token(kind, match.group(), match.start(), len(sql)))
+                break
+            at = end
         elif kind != 'skip':
             # The tag of a dollar-quoted text is a group inside of the text's.
             tokens.append(Token('text' if kind == 'tag' else kind, match.group(), match.start(), at))
     return tuple(tokens)
 
 
-def _end_of_comment(sql: str, at: int) -> int:
+def _end_of_comment(sql: str, at: int) -> int | None:
     depth = 1
     while depth:
         mark = _COMMENT.search(sql, at)
         if mark is None:
-            return len(sql)
+            return None
         depth += 1 if mark.group() == '/*' else -1
         at = mark.end()
     return at
@@ -119,6 +123,10 @@ def parse_statement(sql: str) -> Statement:
     tokens = tokens_of(sql)
     if too_long_a_chain(tokens):
         raise invalid_argument(f'invalid query: more than {MAX_CHAIN} operators are chained in one expression')
+    if tokens and tokens[-1].kind == 'comment':
+        lines = sql.split('\n')
+        text = f'Unexpected EOF while in a multi-line comment at Line: {len(lines)}, Column: {len(lines[-1]) + 1}'
+        raise invalid_argument(caused_by('SQL parse error', 'Invalid SQL syntax', f'sql parser error: {text}'))
     statements: list[list[Token]] = [[]]
     for token in tokens:
         if token.text == ';':

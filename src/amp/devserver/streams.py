@@ -112,7 +112,7 @@ class Streams:
         self._count(+1)
         try:
             while True:
-                yield from self._faults.apply(self._microbatch(stream, step), gone)
+                yield from self._faults.apply(self._microbatch(stream, step, gone), gone)
                 cursor = Cursor(step.range.end, step.range.hash or '')
                 step = self._next(chains, step.range.network, cursor, gone)
         finally:
@@ -122,14 +122,14 @@ class Streams:
         with self._lock:
             self.open += change
 
-    def _microbatch(self, stream: Streamable, step: _Step) -> Iterator[Message]:
+    def _microbatch(self, stream: Streamable, step: _Step, gone: Callable[[], bool]) -> Iterator[Message]:
         blocks = (step.range.start, step.range.end)
         empty = empty_batch(stream.query.schema)
         metadata = encode_metadata([step.range], complete=False)
         every = self._faults.keep_alive_seconds or self._keep_alive_seconds
         batches = self._engine.run_blocks(stream, step.snapshots, *blocks)
         try:
-            for batch in with_keep_alives(split(batches, self._faults.split_rows), every, lambda: empty):
+            for batch in with_keep_alives(split(batches, self._faults.split_rows), every, lambda: empty, gone):
                 yield Message(batch, metadata, blocks=blocks)
         except SourceError as error:
             wrapped = 'streaming query execution error'
