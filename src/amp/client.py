@@ -89,7 +89,10 @@ class Client:
         self.connection_manager.configure(name, loader, config)
 
     def list_connections(self) -> dict[str, str]:
-        """The known names, configured here or in amp.toml or a variable, each with the name of its loader."""
+        """The known names, configured here or in amp.toml or a variable, each with the name of its loader.
+
+        Raises ConfigError for a name that cannot be meant.
+        """
         return {name: self.connection_manager.get(name).loader for name in self.connection_manager.names()}
 
     def add_label(

@@ -313,7 +313,9 @@ def test_no_password_of_a_url_is_in_an_error_a_repr_or_a_log(password, monkeypat
 
 
 @pytest.mark.parametrize('password', ['{}/x', '{}?x', '{}#x', '12/{}', '12?{}', '12#{}', '12/x={}', '[{}'])
-@pytest.mark.parametrize('start', ['postgresql://u:', 'redis://:', 'clickhouse://u:', 'snowflake://u:'])
+@pytest.mark.parametrize(
+    'start', ['postgresql://u:', 'redis://:', 'clickhouse://u:', 'snowflake://u:', 'iceberg+postgresql://u:']
+)
 def test_a_password_that_is_not_encoded_is_refused_and_not_shown(start, password):
     secret = 's3cr' + '3t'
     url = f'{start}{password.format(secret)}@host/0'

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 import pyarrow as pa
 from pydantic import ValidationError
@@ -32,6 +32,7 @@ from pyiceberg.exceptions import (
 from pyiceberg.exceptions import ValidationError as DamagedMetadataError
 from pyiceberg.table import Table
 
+from amp.config.urls import server_of_url
 from amp.errors import AmpError, ConfigError, DestinationError, MissingExtraError, redact
 from amp.loaders.options import check_name
 from amp.streaming.error_kinds import ErrorClassifier
@@ -80,14 +81,14 @@ def config_from_iceberg_url(url: str) -> dict[str, Any]:
     """
     scheme, _, rest = url.partition('://')
     kind = scheme.partition('+')[2].lower()
-    given = dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
+    rest, _, query = rest.partition('?')
+    given = dict(parse_qsl(query, keep_blank_values=True))
     own: dict[str, Any] = {key: given.pop(key) for key in ('namespace',) if key in given}
     own |= {
         key: _number(key, given.pop(key)) for key in ('compact_every', 'expire_every', 'keep_snapshots') if key in given
     }
     if 'sync' in given:
         own['sync'] = _switch('sync', given.pop('sync'))
-    rest = rest.partition('?')[0]
     if not kind:
         if not rest.startswith('/') or not rest.removeprefix('/'):
             raise ConfigError(
@@ -96,6 +97,7 @@ def config_from_iceberg_url(url: str) -> dict[str, Any]:
             )
         own['warehouse'] = unquote(rest.removeprefix('/'))
     elif kind in {'http', 'https'}:
+        server_of_url(url)
         given = {'type': 'rest', 'uri': f'{kind}://{rest}', **given}
     elif kind == 's3':
         raise ConfigError(
@@ -104,6 +106,7 @@ def config_from_iceberg_url(url: str) -> dict[str, Any]:
             'iceberg+postgresql://host/db?warehouse=s3://bucket/path',
         )
     else:
+        server_of_url(url)
         given = {'type': 'sql', 'uri': f'{kind}://{rest}', **given}
     return {**own, 'catalog_config': given} if given else own
 
