@@ -1,7 +1,8 @@
 # Every target sets up what it needs: a bare Python 3.11+ and make are enough.
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-WORKERS ?= auto
+# The tests wait for their servers a third of the time.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n + n / 2)))
 PYTEST := $(PY) -m pytest
 
 .venv/.demo: scripts/bootstrap requirements/demo.txt
