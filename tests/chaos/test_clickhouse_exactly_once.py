@@ -10,8 +10,9 @@ import pytest
 
 from amp.loaders.clickhouse.session import quote
 from amp.loaders.implementations.clickhouse_loader import ClickHouseLoader
-from amp.testing.conformance import Destination
+from amp.testing.conformance import Conformance, Destination, Scenario
 from amp.testing.suite import ExactlyOnceTests
+from tests.chaos.matrix import one_scenario, slow
 from tests.support.tcp_proxy import TcpProxy
 
 POINTS = ExactlyOnceTests.needed_points | {
@@ -56,6 +57,8 @@ def _count_raw(loader: Any, name: str) -> int:
 class TestClickHouse(ExactlyOnceTests):
     needed_points = POINTS
 
+    test_a_few_crashes = slow(ExactlyOnceTests.test_a_few_crashes)
+
     @pytest.fixture(autouse=True)
     def _database(self, clickhouse_test_config, tmp_path):
         # One of its own: the streams of other tests are none of ours.
@@ -68,6 +71,10 @@ class TestClickHouse(ExactlyOnceTests):
                 continue
             with ClickHouseLoader(clickhouse_test_config) as loader:
                 loader.session.do(statement.format(quote(database)))
+
+    @one_scenario
+    def test_a_crash_at_every_point(self, kit: Conformance, scenario: Scenario):
+        super().test_a_crash_at_every_point(kit, scenario)
 
     def make_destination(self, tmp_path):
         config = self.config

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 
 from amp.testing.conformance import Conformance, Destination, Scenario, Trial
-from amp.testing.scenarios import SCENARIOS
 from amp.testing.suite import ExactlyOnceTests
-
-
-def slow(test):
-    """The same proof, in the full matrix only: a process that opens a catalog takes a second of work to start."""
-
-    @functools.wraps(test)
-    def run(*arguments, **options):
-        return test(*arguments, **options)
-
-    return pytest.mark.slow(run)
+from tests.chaos.matrix import one_scenario, slow
 
 
 @pytest.mark.iceberg
@@ -33,15 +21,9 @@ class TestIceberg(ExactlyOnceTests):
 
     test_a_few_crashes = slow(ExactlyOnceTests.test_a_few_crashes)
     test_kills_at_random_moments = slow(ExactlyOnceTests.test_kills_at_random_moments)
+    test_two_streams_in_one_table = slow(ExactlyOnceTests.test_two_streams_in_one_table)
 
-    @pytest.mark.parametrize(
-        'scenario',
-        [
-            *(s for s in SCENARIOS if s.name == 'reorg inside a range'),
-            *(pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS if s.name == 'backlog'),
-        ],
-        ids=str,
-    )
+    @one_scenario
     def test_a_crash_at_every_point(self, kit: Conformance, scenario: Scenario):
         super().test_a_crash_at_every_point(kit, scenario)
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 import pytest
 
 from amp.testing.conformance import Destination
-from amp.testing.scenarios import SCENARIOS
 from amp.testing.suite import ExactlyOnceTests
+from tests.chaos.matrix import one_scenario, slow
 from tests.support.snowflake import is_real
 
-_BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 _TRANSACTION = {
     'files.staged',
     'transaction.before',
@@ -31,6 +30,11 @@ _TRANSACTION = {
 class TestSnowflake(ExactlyOnceTests):
     needed_points = ExactlyOnceTests.needed_points | _TRANSACTION
 
+    # Most of a run is the start of processes that log in.
+    test_a_few_crashes = slow(ExactlyOnceTests.test_a_few_crashes)
+    test_kills_at_random_moments = slow(ExactlyOnceTests.test_kills_at_random_moments)
+    test_two_streams_in_one_table = slow(ExactlyOnceTests.test_two_streams_in_one_table)
+
     @pytest.fixture(autouse=True)
     def _server(self, snowflake_test_config):
         self.server = snowflake_test_config
@@ -42,25 +46,6 @@ class TestSnowflake(ExactlyOnceTests):
             config['schema'] = f'CHAOS_{tmp_path.name[-40:]}'.upper().replace('-', '_')
         return Destination('snowflake', config)
 
-    # Most of a run is the start of processes that log in. The rest of the kit runs with the full matrices.
-
-    @pytest.mark.parametrize(
-        'scenario',
-        [pytest.param(_BY_NAME['backlog'], marks=pytest.mark.slow), _BY_NAME['reorg inside a range']],
-        ids=str,
-    )
+    @one_scenario
     def test_a_crash_at_every_point(self, kit, scenario):
         super().test_a_crash_at_every_point(kit, scenario)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize('scenario', [_BY_NAME['there and back'], _BY_NAME['forgotten orphans']], ids=str)
-    def test_a_few_crashes(self, kit, scenario):
-        super().test_a_few_crashes(kit, scenario)
-
-    @pytest.mark.slow
-    def test_kills_at_random_moments(self, kit):
-        super().test_kills_at_random_moments(kit)
-
-    @pytest.mark.slow
-    def test_two_streams_in_one_table(self, kit):
-        super().test_two_streams_in_one_table(kit)
