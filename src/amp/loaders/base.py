@@ -23,7 +23,7 @@ from amp.loaders.evolution import FREEZE, refuse_unless_evolving
 from amp.loaders.hooks import Hooks, TConfig, config_class, rate
 from amp.loaders.mistakes import check_class, check_connected, check_required
 from amp.loaders.options import LoadOptions, as_mode, check_name
-from amp.loaders.readers import Counted, Remembering, as_batch, as_reader, as_table
+from amp.loaders.readers import Counted, Remembering, as_kind, as_table
 from amp.loaders.registry import LoaderRegistry
 from amp.loaders.shape import Shape, Step
 from amp.loaders.types import LabelConfig, LabelJoinConfig, LoadConfig, LoadMode, LoadResult
@@ -111,7 +111,7 @@ class DataLoader(Hooks[TConfig]):
         Raises ConfigError for what is no RecordBatch.
         """
         started = time.perf_counter()
-        batch = as_batch(batch)
+        batch = as_kind(batch, pa.RecordBatch, 'load_batch')
         chosen = self._options(options)
         try:
             shaped = chosen.shape.batch(batch)
@@ -156,7 +156,7 @@ class DataLoader(Hooks[TConfig]):
         raised as it is, after the unit was rolled back, and a ConfigError for what is no reader.
         """
         started = time.perf_counter()
-        reader = as_reader(reader)
+        reader = as_kind(reader, pa.RecordBatchReader, 'load_reader')
         chosen = self._options(options)
         counted, source = Counted(reader.schema), Remembering(reader)
         try:

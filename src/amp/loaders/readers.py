@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 
 from amp.errors import AmpError, ConfigError
 
-__all__ = ['Counted', 'Remembering', 'as_batch', 'as_reader', 'as_table']
+__all__ = ['Counted', 'Remembering', 'as_kind', 'as_table']
+
+T = TypeVar('T')
 
 
-def as_batch(given: object) -> pa.RecordBatch:
-    """The batch itself. Raises ConfigError for anything else, by its kind."""
-    if isinstance(given, pa.RecordBatch):
+def as_kind(given: object, kind: type[T], door: str) -> T:
+    """What was given to a door that takes one kind only. Raises ConfigError for anything else, by its kind."""
+    if isinstance(given, kind):
         return given
     raise ConfigError(
-        f'load_batch takes a RecordBatch of pyarrow, and {type(given).__name__} is none', hint='load_table takes more'
-    )
-
-
-def as_reader(given: object) -> pa.RecordBatchReader:
-    """The reader itself. Raises ConfigError for anything else, by its kind."""
-    if isinstance(given, pa.RecordBatchReader):
-        return given
-    raise ConfigError(
-        f'load_reader takes a RecordBatchReader of pyarrow, and {type(given).__name__} is none',
-        hint='load_table takes more',
+        f'{door} takes a {kind.__name__} of pyarrow, and {type(given).__name__} is none', hint='load_table takes more'
     )
 
 

@@ -116,9 +116,7 @@ def _remove_members(table: Table, commands: Commands, members: Column) -> None:
         return
     # From the end, where what is undone lies.
     removals = row_commands('LREM', pa.repeat(pa.scalar(table.collection), len(members)), ('-1',), [(b'', members)])
-    removing = Commands()
-    removing.add(column_bytes(removals), len(removals))
-    commands.extend(removing)
+    commands.add(column_bytes(removals), len(removals))
 
 
 def _take_back(table: Table, wire: Wire, commands: Commands, undone: Mapping[bytes, set[int]]) -> int:
