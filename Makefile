@@ -8,7 +8,8 @@ PYTEST := $(PY) -m pytest
 .venv/.demo: scripts/bootstrap requirements/demo.txt
 	@[ -e .venv/.ready ] && touch .venv/.demo || scripts/bootstrap demo
 
-.venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml packages/amplify-db-utils/pyproject.toml
+STORE := packages/amplify-db-utils
+.venv/.ready: scripts/bootstrap requirements/dev.txt pyproject.toml $(STORE)/pyproject.toml $(STORE)/src/amplify_db_utils/_cells.pyx
 	@scripts/bootstrap
 
 .PHONY: help setup demo test test-unit test-pythons test-integration test-all test-performance test-chaos soak check lint format types bench bench-quick site build pins clean
@@ -79,4 +80,5 @@ pins: .venv/.ready  ## write requirements/dev.txt anew from pyproject.toml
 	  --extra duckdb --extra serve -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
 
 clean:  ## everything that was made
+	rm -f $(STORE)/src/amplify_db_utils/_cells.*.so
 	rm -rf .venv .pythons dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -10,16 +10,15 @@ here takes it).
 Writing: to gather the rows of a partition is a fifth of it (0.06 of 0.5 s) and was done before the threads began; now they
 share it, with what they encode.
 
-Dicts: 0.21 s are the lookups in the dicts and 0.34 s the conversion of columns, both held by the interpreter's lock, while
-writing (0.5 s) goes on beside. Who writes needs that lock after each of its calls, and waits up to 5 ms for it each time
-while columns are converted. So the conversion pauses after every 8,192 records (which stay in the cache: a tenth less),
-the rows of a block are divided among the partitions before the next is converted (many short steps: 0.2 s beside it, 0.02
-before), and a partition's file stays open from block to block: one file for each partition, and fewer calls. No better
-than a lookup a cell: all cells of a dict in one call and a transposition (1.2 s), flattening with a check of the keys (1.5
-times), one pass for all columns, NumPy straight from the dicts (the same, and it takes the text '1.5' for a number),
-Arrow's own conversion of dicts to structs (0.75 s for all of it), JSON lines by msgspec read by Arrow (0.37 s under the
-lock, and 1.15 s beside it: too much for two cores), one thread fewer that writes, smaller blocks. On two cores, where
-writing Arrow input uses both, what is under the lock alone is 1.7 times Arrow input, and what waits for it the rest.
+Dicts: what turns them into columns holds the interpreter's lock, while Arrow input is written by both cores in 0.35 s. In
+Python alone that is 0.55 to 0.75 s: 0.21 are lookups, 0.34 the conversion of columns. No better were all cells of a dict in
+one call and a transposition (1.2 s), flattening with a check of the keys (1.5 times), one pass for all columns, NumPy
+straight from the dicts (the same, and it takes the text '1.5' for a number), Arrow's own conversion of dicts to structs
+(0.75 s for all of it), polars (2 s), JSON lines by msgspec or orjson read by Arrow (0.4 s under the lock, and 1.15 s
+beside it), texts joined under the lock and split beside it (a fifth less). To write beside it gained nothing: three threads
+on two cores, each waiting for the lock after every call. Hence the compiled module: 0.14 to 0.2 s. Of that, to walk over each
+dict in the order of its keys instead of looking them up is worth 40 %, and buffers of Arrow's pool instead of memory fresh
+from the system a third.
 """
 
 from __future__ import annotations

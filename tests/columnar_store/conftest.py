@@ -51,6 +51,13 @@ class S3Server:
         filesystem.create_dir('store')
 
 
+@pytest.fixture(params=['compiled code', 'Python'])
+def taken_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes the values out of dicts."""
+    if request.param == 'Python':
+        monkeypatch.setattr('amplify_db_utils.cells.compiled', None)
+
+
 @pytest.fixture(scope='session')
 def moto() -> Iterator[S3Server]:
     with s3_endpoint() as url:

@@ -158,8 +158,8 @@ def test_kill_9_at_any_moment_leaves_old_or_new(images: DuckDBParquetStore, pyth
 
 KILLED = """
 import os, signal
-from amplify_db_utils.records import blocks
-stored = next(blocks([image(at, month=at % 3, area=2.0) for at in range(300)], store.get_schema('images'), PARTITION_BY))
+from amplify_db_utils.records import as_table
+stored = as_table([image(at, month=at % 3, area=2.0) for at in range(300)], store.get_schema('images'), PARTITION_BY)
 staging = store.stage('images')
 staging.add(stored)
 print(len(staging.adds), flush=True)

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ import pytest
 import amplify_db_utils
 
 pytestmark = [pytest.mark.integration, pytest.mark.parquet]
+_COMPILER = os.environ.get('CC') or (sysconfig.get_config_var('CC') or 'cc').split()[0]
+_COMPILES = shutil.which(_COMPILER) is not None and Path(sysconfig.get_path('include'), 'Python.h').exists()
 PACKAGE = Path(__file__).parents[2] / 'packages' / 'amplify-db-utils'
 
 
@@ -46,10 +49,12 @@ def test_it_knows_nothing_of_amp() -> None:
     ]
 
 
-def test_the_wheel_works_bare(tmp_path: Path) -> None:
+@pytest.mark.parametrize('compiler', ["the machine's compiler", 'no compiler'])
+def test_the_wheel_works_bare(tmp_path: Path, compiler: str) -> None:
     uv = shutil.which('uv') or str(Path(sys.executable).with_name('uv'))
     run = functools.partial(subprocess.run, check=True, cwd=tmp_path)
-    run([uv, 'build', '--quiet', '--wheel', '--out-dir', 'dist', PACKAGE])
+    with_one = {**os.environ} if compiler != 'no compiler' else {**os.environ, 'CC': str(tmp_path / 'none')}
+    run([uv, 'build', '--quiet', '--out-dir', 'dist', PACKAGE], env=with_one)  # the wheel out of the sdist
     [wheel] = (tmp_path / 'dist').glob('*.whl')
     run([uv, 'venv', '--quiet', '--no-project', '--python', sys.executable, 'venv'])
     python = tmp_path / 'venv' / 'bin' / 'python'
@@ -61,11 +66,15 @@ def test_the_wheel_works_bare(tmp_path: Path) -> None:
         '    store.create_table("t", pa.schema([("k", "string"), ("v", "int64")]), partition_by=["k"])\n'
         '    store.write("t", [{"k": "a", "v": 1}])\n'
         '    print(list(store.read("t")), list(store.join("t", "t", "k", select="left")))\n'
+        'from amplify_db_utils.cells import compiled\n'
+        'print(compiled is not None)\n'
     )
     clean = {name: value for name, value in os.environ.items() if not name.startswith('PYTHON')}
     done = subprocess.run([python, '-c', code], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "[{'k': 'a', 'v': 1}] [{'k': 'a', 'v': 1}]\n"
+    rows, is_compiled = done.stdout.splitlines()
+    assert rows == "[{'k': 'a', 'v': 1}] [{'k': 'a', 'v': 1}]"
+    assert is_compiled == str(compiler != 'no compiler' and _COMPILES)
     subprocess.run(
         [tmp_path / 'venv' / 'bin' / 'amplify-db-migrate', tmp_path / 'store'], check=True, capture_output=True
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from pydantic import BaseModel
 
@@ -19,7 +20,7 @@ from amplify_db_utils import BadFilter, BadRecord, DuckDBParquetConfig, DuckDBPa
 from tests.columnar_store.conftest import finish
 from tests.columnar_store.models import PARTITION_BY, Image, image
 
-pytestmark = [pytest.mark.integration, pytest.mark.parquet]
+pytestmark = [pytest.mark.integration, pytest.mark.parquet, pytest.mark.usefixtures('taken_by')]
 RECORDS = [image(number) for number in range(30)]
 
 
@@ -42,26 +43,39 @@ def test_every_form_of_records(images: DuckDBParquetStore, form: Callable[..., A
     assert found.sort_by('image_id').to_pylist() == RECORDS
 
 
-def test_many_records_come_in_blocks(images: DuckDBParquetStore, root: Path) -> None:
+def test_many_records_are_one_file_for_each_partition(images: DuckDBParquetStore, root: Path) -> None:
     many = [image(number, month=number % 3) for number in range(2**18 + 5)]
     images.write('images', many)
     assert images.count('images') == len(many)
     assert images.count('images', {'month': 1}) == sum(record['month'] == 1 for record in many)
     files = sorted(root.rglob('*.parquet'))
-    assert len(files) == 3  # not one more for each block
+    assert len(files) == 3
     for overwrite in (False, True):
         with pytest.raises(BadRecord, match=f'record {2**18 + 4} has .x.'):
             images.write('images', [*many[:-1], image(0, year='x')], overwrite=overwrite)
     assert images.count('images') == len(many)
-    assert sorted(root.rglob('*.parquet')) == files  # those of the blocks before it are gone again
+    assert sorted(root.rglob('*.parquet')) == files
 
 
 def test_partitions_keep_the_order_of_the_records(store: DuckDBParquetStore) -> None:
-    store.create_table('t', pa.schema({'k': pa.int64(), 'v': pa.int64()}), partition_by=['k'])
-    keys = [number * 37 % 60 for number in range(60)]
-    store.write('t', [{'k': key, 'v': 0} for key in keys])  # written by many threads at once
-    assert store.bulk_read('t').column('k').to_pylist() == keys
-    assert store.distinct_values('t', ['k']) == [{'k': key} for key in keys]
+    schema = pa.schema({'k': pa.int64(), 'j': pa.int64(), 'v': pa.int64()})
+    store.create_table('t', schema, partition_by=['k', 'j'])
+    keys = [{'k': number % 12, 'j': number % 5} for number in range(60)]
+    store.write('t', [key | {'v': value} for value in (0, 1) for key in keys])  # written by many threads at once
+    assert store.bulk_read('t').to_pylist() == [key | {'v': value} for key in keys for value in (0, 1)]
+    assert store.distinct_values('t', ['k', 'j']) == keys
+
+
+@pytest.mark.slow  # it takes 7 GB of memory
+@pytest.mark.parametrize('form', [list, pa.Table.from_pylist], ids=['dicts', 'table'])
+def test_more_text_than_one_array_holds(store: DuckDBParquetStore, form: Callable[..., Any]) -> None:
+    store.create_table('t', pa.schema({'k': pa.int64(), 'v': pa.string()}), partition_by=['k'])
+    text = 'x' * 3000
+    records = [{'k': at % 3, 'v': text} for at in range(2**31 // len(text) + 5)]
+    store.write('t', form(records))
+    lengths = pc.binary_length(store.bulk_read('t').column('v'))
+    assert pc.value_counts(lengths).to_pylist() == [{'values': len(text), 'counts': len(records)}]
+    assert store.count('t', {'k': 2}) == sum(record['k'] == 2 for record in records)
 
 
 class Everything(BaseModel):

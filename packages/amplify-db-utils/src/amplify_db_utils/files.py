@@ -9,11 +9,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import partial
-from itertools import chain, repeat
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -29,7 +27,6 @@ from amplify_db_utils.log import Snapshot, partitions_of
 from amplify_db_utils.storage import Storage
 
 _ROW_GROUP = 1 << 18  # rows
-_MANY_PARTITIONS = 64  # of one call; files for each block of records would be too many
 _LONGEST_BOUND = 64  # characters of a text that is worth keeping as a bound
 _FIRST_DAY, _LAST_DAY = -4_371_587, 2_932_896  # of the years -9999 and 9999, from 1970 on
 Partition: TypeAlias = tuple[str | None, ...]
@@ -63,47 +60,6 @@ class Staging:
         with ThreadPoolExecutor(self._threads) as pool:
             self.adds += pool.map(write, groups)
 
-    def add_all(self, tables: Iterator[pa.Table]) -> None:
-        """Write several tables, each while the next is made, into one file for each partition.
-
-        As one table where the partitions are many: so many files are not kept open.
-        """
-        first = next(tables, None)
-        if first is None:
-            return
-        # Here, not beside: it is many short steps, and each would wait for the interpreter's lock.
-        groups = self._groups(first)
-        if len(groups) > _MANY_PARTITIONS:
-            self.add(pa.concat_tables([first, *tables]))
-        else:
-            self._add_beside(chain([groups], map(self._groups, tables)))
-
-    def _add_beside(self, tables: Iterator[list[Group]]) -> None:
-        now = _now()
-        files: dict[Partition, _File] = {}
-        places: dict[Partition, int] = {}
-        adds: list[AddAction] = []
-
-        def write(group: Group) -> AddAction | None:  # a table has a partition once: no two threads have one file
-            if group.texts not in files:
-                if len(files) >= _MANY_PARTITIONS:
-                    return self._write(group, now)
-                files[group.texts] = self._open(group, opened)
-            files[group.texts].write(group.rows())
-            return None
-
-        with ExitStack() as opened, ThreadPoolExecutor(self._threads) as pool:
-            under_way: Iterator[AddAction | None] = iter(())
-            for groups in tables:
-                for group in groups:
-                    places.setdefault(group.texts, len(places))
-                adds += filter(None, under_way)
-                under_way = pool.map(write, groups)
-            adds += filter(None, under_way)
-            adds += pool.map(_File.described, files.values(), repeat(now))
-        # Rows are read in the order of the files, and which thread opened one first is chance.
-        self.adds += sorted(adds, key=lambda add: places[self._partition(add)])
-
     def _groups(self, table: pa.Table) -> list[Group]:
         return [group for group in split(table, self.partition_by) if group.count]
 
@@ -117,26 +73,24 @@ class Staging:
     def _partition(self, add: AddAction) -> Partition:
         return tuple(add.partition_values[key] for key in self.partition_by)
 
-    def _write(self, group: Group, now: int, data_change: bool = True) -> AddAction:
-        with ExitStack() as opened:
-            file = self._open(group, opened)
-            file.write(group.rows())
-            return file.described(now, data_change)
-
-    def _open(self, group: Group, opened: ExitStack) -> _File:
+    def _write(self, group: Group, now: int, data_change: bool) -> AddAction:
+        """`now`, in milliseconds, is one for all files of a call: they keep their order."""
         folder = names.partition_directory(self.partition_by, group.texts)
         path = f'{folder}/{uuid.uuid4().hex}.parquet' if folder else f'{uuid.uuid4().hex}.parquet'
         self._begun.append(f'{self.directory}/{path}')
         if self.storage.local:
             self.storage.filesystem.create_dir(self.storage.path(self.directory, folder), recursive=True)
-        with reaching():
-            stream = opened.enter_context(
-                self.storage.filesystem.open_output_stream(self.storage.path(self.directory, path))
-            )
-            writer = opened.enter_context(
-                pq.ParquetWriter(stream, group.schema, write_page_checksum=True, version='2.6')
-            )
-        return _File(path, dict(zip(self.partition_by, group.texts, strict=True)), stream, writer)
+        rows = group.rows()
+        with (
+            reaching(),
+            self.storage.filesystem.open_output_stream(self.storage.path(self.directory, path)) as stream,
+            pq.ParquetWriter(stream, group.schema, write_page_checksum=True, version='2.6') as writer,
+        ):
+            writer.write_table(rows, row_group_size=_ROW_GROUP)
+            writer.close()
+            size = stream.tell()
+        partition = dict(zip(self.partition_by, group.texts, strict=True))
+        return AddAction(path, size, partition, now, data_change, statistics(writer.writer.metadata))
 
     def keep(self) -> None:
         """The files may be part of the table now: never remove them."""
@@ -159,28 +113,6 @@ class Staging:
         except StorageUnavailable:
             if error is None:  # else that one is to be heard
                 raise
-
-
-@dataclass(frozen=True)
-class _File:
-    """A data file in the making; whoever opened it closes stream and writer whatever happens."""
-
-    path: str
-    partition: dict[str, str | None]
-    stream: pa.NativeFile
-    writer: pq.ParquetWriter
-
-    def write(self, rows: pa.Table) -> None:
-        with reaching():
-            self.writer.write_table(rows, row_group_size=_ROW_GROUP)
-
-    def described(self, now: int, data_change: bool = True) -> AddAction:
-        """Close it; what the log is to say of it. `now` in milliseconds is one for all files of a call: they keep their order."""
-        with reaching():
-            self.writer.close()
-            size = self.stream.tell()
-            self.stream.close()
-        return AddAction(self.path, size, self.partition, now, data_change, statistics(self.writer.writer.metadata))
 
 
 def _now() -> int:
@@ -208,23 +140,37 @@ def split(table: pa.Table, keys: Sequence[str]) -> Iterator[Group]:
         return
     codes, most = _codes(table, keys)
     order: np.ndarray[Any, Any] | None = None
+    batches: list[pa.RecordBatch] = []
     starts = np.flatnonzero(np.concatenate(([True], codes[1:] != codes[:-1])))
     if len(starts) > most or len(starts) > len(np.unique(codes[starts])):  # not in runs as it is
         order = np.argsort(codes, kind='stable')
         ordered = codes[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        rest = rest.combine_chunks()
-    firsts: Any = pa.array(starts if order is None else order[starts])
-    values = table.select(list(keys)).take(firsts)
+        batches = rest.combine_chunks().to_batches()
+    firsts = starts if order is None else order[starts]
+    places_of_firsts: Any = pa.array(firsts)
+    values = table.select(list(keys)).take(places_of_firsts)
     _refuse_far_days(values)
     partitions = partitions_of(values, keys)
     ends = np.append(starts[1:], table.num_rows)
-    for texts, start, end in zip(partitions, starts.tolist(), ends.tolist(), strict=True):
+    # Rows are read in the order of the files: that of the records, as far as partitions allow it.
+    for _, texts, start, end in sorted(zip(firsts.tolist(), partitions, starts.tolist(), ends.tolist(), strict=True)):
         if order is None:
             yield Group(texts, end - start, rest.schema, partial(rest.slice, start, end - start))
         else:
-            places: Any = pa.array(order[start:end])
-            yield Group(texts, end - start, rest.schema, partial(rest.take, places))
+            yield Group(texts, end - start, rest.schema, partial(_gathered, batches, order[start:end]))
+
+
+def _gathered(batches: Sequence[pa.RecordBatch], places: np.ndarray[Any, Any]) -> pa.Table:
+    """The rows at ascending places. Batch by batch: Arrow would join the batches, and an array holds 2 GB of text."""
+    taken: list[pa.RecordBatch] = []
+    start = 0
+    for batch in batches:
+        low, high = np.searchsorted(places, (start, start + batch.num_rows))
+        within: Any = pa.array(places[low:high] - start)
+        taken.append(batch.take(within))
+        start += batch.num_rows
+    return pa.Table.from_batches(taken)
 
 
 def _refuse_far_days(values: pa.Table) -> None:

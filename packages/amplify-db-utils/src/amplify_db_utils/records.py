@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import chain, repeat
@@ -15,13 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from amplify_db_utils._arrow import Array, Column, Field, Kind, nulls
+from amplify_db_utils.cells import parts, plain_columns
 from amplify_db_utils.errors import BadRecord
 from amplify_db_utils.schema import stored_type
 
-_BLOCK = 1 << 18  # records
-_PART = 1 << 13  # records that stay in the processor's cache while each column is taken from them
-# Who writes beside needs the interpreter's lock for a moment after each of its calls, and would wait 5 ms each time.
-_PAUSE = 1e-6  # seconds
 _TEXT, _NUMBER, _MOMENT, _BYTES = 'text', 'number', 'date or time', 'bytes'
 _FAMILIES: tuple[tuple[str, Callable[[pa.DataType], bool]], ...] = (
     ('null', pa.types.is_null),
@@ -57,11 +53,11 @@ _FOREIGN: dict[str, tuple[type, ...]] = {
 }
 
 
-def blocks(records: Any, schema: pa.Schema, keys: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """The records as tables with the stored types of a declared schema; columns that it lacks are left out.
+def as_table(records: Any, schema: pa.Schema, keys: Sequence[str] = ()) -> pa.Table:
+    """The records as a table with the stored types of a declared schema; columns that it lacks are left out.
 
-    Takes dicts (a table for each 2^18 of them), an Arrow table, batch or reader, or a DataFrame (one table). Raises BadRecord
-    where a value does not fit its column exactly, a required value is missing, or a partition key of `keys` is.
+    Takes dicts, an Arrow table, batch or reader, or a DataFrame. Raises BadRecord where a value does not fit its column
+    exactly, a required value is missing, or a partition key of `keys` is.
     """
     if isinstance(records, pa.RecordBatch):
         records = pa.Table.from_batches([records])
@@ -70,12 +66,10 @@ def blocks(records: Any, schema: pa.Schema, keys: Sequence[str] = ()) -> Iterato
     elif _is_frame(records):
         records = _from_frame(records, schema)
     if isinstance(records, pa.Table):
-        yield _from_arrow(records, schema, keys)
-        return
+        return _from_arrow(records, schema, keys)
     if isinstance(records, str | bytes | Mapping) or not isinstance(records, Sequence):
         raise BadRecord(f'records are a list of dicts, an Arrow table or a DataFrame, not {type(records).__name__}')
-    for start in range(0, len(records), _BLOCK):
-        yield _from_dicts(records[start : start + _BLOCK], start, schema, keys)
+    return _from_dicts(records, schema, keys)
 
 
 def _is_frame(records: Any) -> bool:
@@ -158,28 +152,26 @@ def _cast(column: Column, field: Field, stored: pa.DataType) -> Column:
         raise BadRecord(f'column {field.name!r} of {field.type} cannot hold the records exactly: {error}') from error
 
 
-def _from_dicts(records: Sequence[Mapping[str, Any]], start: int, schema: pa.Schema, keys: Sequence[str]) -> pa.Table:
+def _from_dicts(records: Sequence[Any], schema: pa.Schema, keys: Sequence[str]) -> pa.Table:
+    required = {field.name for field in schema if field.name in keys or not field.nullable}
+    plain = plain_columns(records, schema, required)
+    columns = {name: [_as_stored(column, schema.field(name))] for name, column in plain.items()}
+    others = [field for field in schema if field.name not in plain]
+    for start, part in parts(records) if others else ():
+        for field in others:
+            column = _array(_values(part, start, field, keys), field, start)
+            columns.setdefault(field.name, []).append(_as_stored(column, field, start))
     stored = pa.schema([pa.field(field.name, stored_type(field.type), field.nullable) for field in schema])
-    batches = []
-    for at in range(0, len(records), _PART):
-        part, place = records[at : at + _PART], start + at
-        columns = [_column(part, place, field, kind, keys) for field, kind in zip(schema, stored.types, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(columns, schema=stored))
-        time.sleep(_PAUSE)
-    return pa.Table.from_batches(batches, stored)
+    chunked = [pa.chunked_array(columns.get(field.name, []), field.type) for field in stored]
+    return pa.Table.from_arrays(chunked, schema=stored)
 
 
-def _column(
-    part: Sequence[Mapping[str, Any]], start: int, field: Field, stored: pa.DataType, keys: Sequence[str]
-) -> Array:
-    column = _array(_values(part, start, field, keys), field, start)
-    if column.type != stored:
-        try:
-            column = column.cast(stored)
-        except pa.ArrowException as error:
-            raise BadRecord(f'column {field.name!r} of {field.type}: {error}') from error
+def _as_stored(column: Array, field: Field, start: int = 0) -> Array:
     _check_nulls(column, field, start)
-    return column
+    try:
+        return column.cast(stored_type(field.type))
+    except pa.ArrowException as error:
+        raise BadRecord(f'column {field.name!r} of {field.type}: {error}') from error
 
 
 def _values(part: Sequence[Mapping[str, Any]], start: int, field: Field, keys: Sequence[str]) -> list[Any]:

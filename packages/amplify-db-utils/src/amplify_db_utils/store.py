@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +17,7 @@ from amplify_db_utils.engine import Engine
 from amplify_db_utils.errors import BadFilter, SchemaConflict, TableNotFound
 from amplify_db_utils.files import Staging
 from amplify_db_utils.log import Snapshot, TableLog
-from amplify_db_utils.records import blocks
+from amplify_db_utils.records import as_table
 from amplify_db_utils.scan import Scan
 from amplify_db_utils.schema import additions, check_new, loosened, to_arrow_schema
 from amplify_db_utils.storage import open_storage
@@ -88,12 +87,11 @@ class DuckDBParquetStore(ColumnarStore):
         """
         snapshot = self._snapshot(table)
         keys = list(snapshot.partition_by)
-        tables = blocks(records, snapshot.schema, keys)
-        first = next(tables, None)  # before anything is written, the log included
-        if (first is None or not len(first)) and (keys or not overwrite):
+        rows_to_add = as_table(records, snapshot.schema, keys)  # before anything is written, the log included
+        if not len(rows_to_add) and (keys or not overwrite):
             return
         with self.stage(table) as staging:
-            staging.add_all(chain([] if first is None else [first], tables))
+            staging.add(rows_to_add)
             staging.keep()
             self.log(table).commit(staging.adds, staging.replaces if overwrite else None)
 

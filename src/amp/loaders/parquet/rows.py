@@ -10,7 +10,7 @@ from amp.errors import SchemaError
 from amp.loaders.arrow_types import land, type_table
 from amplify_db_utils.files import Staging
 from amplify_db_utils.log import Snapshot
-from amplify_db_utils.records import blocks
+from amplify_db_utils.records import as_table
 
 __all__ = ['Fitting', 'write_files']
 
@@ -48,8 +48,7 @@ class Fitting:
 
     def _stored(self, batch: pa.RecordBatch) -> pa.Table:
         landed = land(batch, self._landings).rename_columns(self._names)
-        [stored] = blocks(landed, self._into.schema, self._into.partition_by)
-        return stored
+        return as_table(landed, self._into.schema, self._into.partition_by)
 
 
 def write_files(staging: Staging, rows: pa.RecordBatchReader) -> int:
