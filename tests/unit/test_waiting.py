@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from typing import Any
 
+import duckdb
+import pyarrow as pa
 import pytest
 import typer
 
 from amp.cli.console import INTERRUPTED, command
+from amp.loaders import registry
+from amp.loaders.duckdb import statements
+from amp.loaders.registry import get_loader_class
 from amp.streaming.iterator import StreamingResultIterator
-from amp.waiting import interruptible
+from amp.waiting import interruptible, uninterrupted
 
 pytestmark = pytest.mark.unit
 
@@ -48,6 +55,109 @@ def test_another_mistake_is_not_hidden() -> None:
     condition = threading.Condition()
     with pytest.raises(RuntimeError, match='un-acquired'), interruptible(), condition:
         condition.release()
+
+
+def told() -> None:
+    raise ValueError('calling `serialize` failed: KeyboardInterrupt: ')
+
+
+def caused() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt as error:
+        raise ValueError('it failed') from error
+
+
+def within() -> None:
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        raise ValueError('it failed')  # noqa: B904 - as libraries do
+
+
+def while_arrow_reads() -> None:
+    def rows() -> Any:
+        raise KeyboardInterrupt
+        yield
+
+    pa.RecordBatchReader.from_batches(pa.schema([('x', pa.int64())]), rows()).read_all()
+
+
+@pytest.mark.parametrize('lose', [told, caused, within, while_arrow_reads])
+def test_an_interrupt_that_a_library_made_an_error_of_is_one_again(lose: Callable[[], None]) -> None:
+    with pytest.raises((ValueError, KeyboardInterrupt)):
+        lose()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        lose()
+
+
+def test_an_error_is_no_interrupt_for_what_was_handled_before_or_a_value_says() -> None:
+    with pytest.raises(ValueError, match='not this'), interruptible():
+        raise ValueError("the value 'KeyboardInterrupt' is not this")
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(ValueError, match='its own'), interruptible():
+            raise ValueError('an error of its own')  # noqa: B904 - what a clean-up does
+
+
+def test_an_interrupt_of_a_statement_of_duckdb_is_one() -> None:
+    for lost in (
+        RuntimeError('Query interrupted'),
+        duckdb.InvalidInputException("reading the object registered as 'x' failed: KeyboardInterrupt: "),
+    ):
+        with pytest.raises(KeyboardInterrupt), statements.interruptible():
+            raise lost
+
+
+def test_an_interrupt_waits_for_the_end() -> None:
+    done = []
+
+    def act() -> None:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append('all')
+
+    with pytest.raises(KeyboardInterrupt):
+        act()
+    assert done == ['all']
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored_and_other_threads_are_let_be() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    done = []
+
+    def run() -> None:
+        with uninterrupted():
+            done.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert done == [before]
+
+
+def test_a_driver_is_imported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of C++ that is interrupted in its middle ends the process."""
+    get_loader_class('duckdb')
+    imported = []
+
+    def slowly(module: str) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        imported.append(module)
+
+    defined = dict(registry.LoaderRegistry._defined)
+    monkeypatch.setattr(registry.LoaderRegistry, '_defined', {})
+    monkeypatch.setattr(registry.importlib, 'import_module', slowly)
+    with pytest.raises(KeyboardInterrupt):
+        get_loader_class('duckdb')
+    assert imported == [defined['duckdb'].__module__]
 
 
 def test_an_interrupt_is_what_comes_out_of_an_event() -> None:

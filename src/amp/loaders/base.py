@@ -32,6 +32,7 @@ from amp.streaming.machine import batch_id
 from amp.streaming.resilience import AdaptiveRateLimiter, CircuitBreaker, ResilienceConfig
 from amp.streaming.state import StreamStateStore, make_local_store
 from amp.streaming.types import BlockRange, ResponseBatch
+from amp.waiting import interruptible
 
 __all__ = ['DataLoader', 'LabelJoinConfig', 'LoadConfig', 'LoadMode', 'LoadResult']
 
@@ -264,7 +265,7 @@ class DataLoader(Hooks[TConfig]):
         self.check_mode(options.mode, options.key_columns)
         if options.block_ranges:
             batch = self._add_metadata_columns(batch, options.block_ranges)
-        with self._unit():
+        with self._unit(table_name):
             self._prepare(batch.schema, table_name, options)
             return self._checked_count(self._load_batch_impl(batch, table_name, **options.for_author()))
 
@@ -276,7 +277,7 @@ class DataLoader(Hooks[TConfig]):
         self.check_mode(options.mode, options.key_columns)
         schema = options.shape.schema(batches.schema)
         reader = counted.reader(schema, options.shape.batches(batches))
-        with self._unit():
+        with self._unit(table_name):
             if options.block_ranges:
                 schema = schema.append(pa.field(stamps.BATCH_ID, pa.string()))
                 stamped = (self._add_metadata_columns(batch, options.block_ranges) for batch in reader)
@@ -313,12 +314,16 @@ class DataLoader(Hooks[TConfig]):
         return DestinationStateStore(self)
 
     @contextmanager
-    def _unit(self) -> Iterator[None]:
+    def _unit(self, table_name: str) -> Iterator[None]:
         """The transaction of a plain load. When it fails at its very end, nobody knows whether the rows are there."""
         self._in_doubt = False
-        with self._transaction():
-            yield
-            self._in_doubt = True
+        try:
+            with interruptible(), self._transaction():
+                yield
+                self._in_doubt = True
+        except BaseException:  # Ctrl-C too: a table that was made in it is gone
+            self._created_tables.pop(table_name, None)
+            raise
         self._in_doubt = False
 
     def _may_repeat(self) -> bool:
@@ -346,7 +351,6 @@ class DataLoader(Hooks[TConfig]):
         return LoadResult(rows, duration, rate(rows, duration), table_name, self.name, True, metadata=metadata)
 
     def _failure(self, error: Exception, table_name: str, started: float) -> LoadResult:
-        self._created_tables.pop(table_name, None)
         text = redact(str(error) if isinstance(error, AmpError) else f'{type(error).__name__}: {error}')
         # A name with half a surrogate pair is refused, and no log could write it.
         shown = str(table_name).encode(errors='backslashreplace').decode()

@@ -5,11 +5,13 @@ Bulk paths want a whole reader while a stream hands out one batch at a time; a f
 
 from __future__ import annotations
 
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import pyarrow as pa
+
+from amp.waiting import interruptible
 
 __all__ = ['Feed']
 
@@ -21,23 +23,29 @@ class _CancelledError(Exception):
 class Feed:
     """Runs `consume(reader)` in a thread; `push` gives it batches, `finish` waits for its result.
 
-    `consume` gets a RecordBatchReader of `schema` and returns a number of rows. At most `depth` batches wait.
+    `consume` gets a RecordBatchReader of `schema` and returns a number of rows. At most `depth` batches wait. The thread
+    begins with the first call: whoever makes a feed can always cancel it, wherever a Ctrl-C comes.
     """
 
     def __init__(self, schema: pa.Schema, consume: Callable[[pa.RecordBatchReader], int], depth: int = 4) -> None:
         self._schema = schema
         self._consume = consume
-        self._queue: queue.Queue[pa.RecordBatch | None] = queue.Queue(depth)
-        self._cancelled = threading.Event()
-        self._done = threading.Event()
+        self._depth = depth
+        self._changed = threading.Condition()
+        self._waiting: deque[pa.RecordBatch] = deque()
+        self._begun = self._consuming = self._complete = self._cancelled = self._done = False
         self._error: BaseException | None = None
         self._rows = 0
-        self._thread = threading.Thread(target=self._run, name='amp-feed', daemon=True)
-        self._thread.start()
 
     def push(self, batch: pa.RecordBatch) -> None:
         """Hand one batch over; waits while the queue is full. Raises what the consumer raised."""
-        if not self._put(batch):
+        with interruptible():
+            self._begin()
+            with self._changed:
+                self._changed.wait_for(lambda: self._done or len(self._waiting) < self._depth)
+                self._waiting.append(batch)
+                self._changed.notify_all()
+        if self._done:
             self._raise()
 
     def push_all(self, batches: Iterable[pa.RecordBatch]) -> int:
@@ -52,41 +60,53 @@ class Feed:
 
     def finish(self) -> int:
         """Close the reader and wait; the consumer's result. Raises what it raised."""
-        self._put(None)
-        self._thread.join()
+        with interruptible():
+            self._begin()
+            with self._changed:
+                self._complete = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._done)
         self._raise()
         return self._rows
 
     def cancel(self) -> None:
         """Make the reader fail, wait for the consumer to stop, and forget its error."""
-        self._cancelled.set()
-        self._put(None)
-        self._thread.join()
+        with interruptible(), self._changed:
+            self._cancelled = True
+            self._changed.notify_all()
+            # A thread that has not come so far yet will not begin to consume.
+            self._changed.wait_for(lambda: self._done or not self._consuming)
 
-    def _put(self, item: pa.RecordBatch | None) -> bool:
-        """False when the consumer has stopped and takes nothing more."""
-        while not self._done.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            threading.Thread(target=self._run, name='amp-feed', daemon=True).start()
 
     def _raise(self) -> None:
         if self._error is not None:
             raise self._error
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
-        while (batch := self._queue.get()) is not None and not self._cancelled.is_set():
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._complete or self._cancelled)
+                if self._cancelled:
+                    raise _CancelledError
+                if not self._waiting:
+                    return
+                batch = self._waiting.popleft()
+                self._changed.notify_all()
             yield batch
-        if self._cancelled.is_set():
-            raise _CancelledError
 
     def _run(self) -> None:
+        with self._changed:
+            if self._cancelled:
+                return
+            self._consuming = True
         try:
             self._rows = self._consume(pa.RecordBatchReader.from_batches(self._schema, self._batches()))
         except BaseException as error:  # noqa: BLE001 - it belongs to the thread that pushes, and is raised there
             self._error = error
-        finally:
-            self._done.set()
+        with self._changed:
+            self._done = True
+            self._changed.notify_all()

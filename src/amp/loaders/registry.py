@@ -15,6 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from amp.errors import ConfigError, MissingExtraError
+from amp.waiting import uninterrupted
 
 if TYPE_CHECKING:
     from amp.loaders.base import DataLoader
@@ -76,7 +77,8 @@ class LoaderRegistry:
         plugin = _plugins().get(name)
         if module is not None:
             try:
-                importlib.import_module(module)
+                with uninterrupted():
+                    importlib.import_module(module)
             except ModuleNotFoundError as error:
                 driver = (error.name or '').partition('.')[0]
                 if driver in {'amp', ''}:

@@ -342,7 +342,8 @@ class StreamEngine:
     def _guarded(self, act: Callable[[], T]) -> T:
         """What a driver raises, as a LoadError; what it says of itself decides whether trying again may help."""
         try:
-            return act()
+            with interruptible():
+                return act()
         except AmpError:
             raise
         except Exception as error:  # drivers have their own kinds; each becomes a LoadError with its cause

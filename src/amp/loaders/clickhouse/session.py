@@ -172,7 +172,7 @@ class Session:
         """The rows of a query as they come, on a connection of their own."""
         sql = f'{sql} SETTINGS output_format_arrow_string_as_string = 0'
         with explained(self.config):
-            yield from self._stream_embedded(sql) if self.config.is_embedded else self._stream_remote(sql)
+            yield from self._stream_remote(sql) if self._path is None else self._stream_embedded(self._path, sql)
 
     def _stream_remote(self, sql: str) -> Iterator[pa.RecordBatch]:
         answer = self._client.raw_stream(sql, fmt='ArrowStream')
@@ -182,11 +182,11 @@ class Session:
         finally:
             answer.close()
 
-    def _stream_embedded(self, sql: str) -> Iterator[pa.RecordBatch]:
+    def _stream_embedded(self, path: str, sql: str) -> Iterator[pa.RecordBatch]:
         """Each chunk that the engine gives is a stream of its own; the client would collect them all."""
         import chdb
 
-        handle = chdb.connect(self._path)  # type: ignore[no-untyped-call, unused-ignore]
+        handle = chdb.connect(path)  # type: ignore[no-untyped-call, unused-ignore]
         try:
             with handle.send_query(sql, 'ArrowStream') as chunks:
                 for chunk in chunks:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from amp.errors import SchemaError
 from amp.loaders.arrow_types import Landing, land, type_table, wire_schema
 from amp.loaders.duckdb.fits import check_fit
-from amp.loaders.duckdb.statements import run
+from amp.loaders.duckdb.statements import interruptible, run
 from amp.loaders.points import reached
 from amp.loaders.sql import REPLACED_BY, quote, same_keys
 from amp.loaders.stamps import TX_ID
@@ -171,12 +171,13 @@ def _check_types(connection: duckdb.DuckDBPyConnection, schema: pa.Schema) -> No
 
 @contextmanager
 def _registered(connection: duckdb.DuckDBPyConnection, reader: pa.RecordBatchReader) -> Iterator[None]:
-    connection.register(_INCOMING, reader)
-    try:
-        yield
-    except BaseException:
-        # In a transaction that has failed even this is refused; the first error is the one to tell.
-        with suppress(duckdb.Error):
-            connection.unregister(_INCOMING)
-        raise
-    connection.unregister(_INCOMING)
+    with interruptible():  # these are statements too
+        connection.register(_INCOMING, reader)
+        try:
+            yield
+        except BaseException:
+            # In a transaction that has failed even this is refused; the first error is the one to tell.
+            with suppress(duckdb.Error):
+                connection.unregister(_INCOMING)
+            raise
+        connection.unregister(_INCOMING)

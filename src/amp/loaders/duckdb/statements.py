@@ -8,18 +8,21 @@ from typing import Any
 
 import duckdb
 
+from amp import waiting
+
 __all__ = ['interruptible', 'run']
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """An interrupt of the statement in the block is a KeyboardInterrupt, as everywhere else in Python.
+    """An interrupt of the driver in the block is a KeyboardInterrupt, as everywhere else in Python.
 
-    The driver asks Python for signals while it waits and drops the exception that their handler raised; what it
-    raises in its place has no class of its own.
+    The driver asks Python for signals while it waits and drops the exception that their handler raised: what it raises
+    in its place has no class of its own.
     """
     try:
-        yield
+        with waiting.interruptible():
+            yield
     except RuntimeError as error:
         if type(error) is RuntimeError and str(error) == 'Query interrupted':
             raise KeyboardInterrupt from error

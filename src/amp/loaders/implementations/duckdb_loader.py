@@ -7,7 +7,7 @@ INSERTs in one transaction would hold all of their rows in memory. A file belong
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -341,13 +341,15 @@ class _DuckDBUnit:
 
 @contextmanager
 def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    run(connection, 'BEGIN')
     try:
+        run(connection, 'BEGIN')
         yield
+        run(connection, 'COMMIT')
     except BaseException:  # whatever ended it, an interrupt too, is raised on
-        run(connection, 'ROLLBACK')
+        # There may be none, before it begins and after it ends.
+        with suppress(duckdb.TransactionException):
+            run(connection, 'ROLLBACK')
         raise
-    run(connection, 'COMMIT')
 
 
 @contextmanager

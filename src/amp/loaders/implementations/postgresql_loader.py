@@ -105,14 +105,21 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self.explained():
-            self._begin()
             try:
+                self._begin()
                 yield
+                self.connection.execute('COMMIT')
             except BaseException:  # Ctrl-C too: half a load is to go
                 if not self._connection_broke():
-                    self.connection.execute('ROLLBACK')
+                    self._roll_back()
                 raise
-            self.connection.execute('COMMIT')
+
+    def _roll_back(self) -> None:
+        if self.connection.info.transaction_status is psycopg.pq.TransactionStatus.ACTIVE:
+            # A statement was left in its middle, and no other can follow it: the server rolls back, and the next dials.
+            self.connection.close()
+        else:
+            self.connection.execute('ROLLBACK')
 
     def _begin(self) -> None:
         try:
@@ -378,13 +385,13 @@ class PostgreSQLLoader(DataLoader[PostgreSQLConfig]):
         return self.quoted('_amp_streams')
 
     def _take(self, key: StreamKey, claim: Claim, after: int | None) -> StreamState:
-        self._begin()
         try:
+            self._begin()
             state = self.streams.take(self.run, key, claim, after)
             self.connection.execute('COMMIT')
         except BaseException:  # Ctrl-C too: the connection is kept, and must not be inside a transaction
             with suppress(psycopg.Error, DestinationError):
-                self.connection.execute('ROLLBACK')
+                self._roll_back()
             raise
         return state
 

@@ -37,6 +37,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_streams import ALL_OF_THREE, THREE, NewColumnsTests, numbers, stream
 from tests.support.chdb_http import FrontProcess, chdb_front
 from tests.support.clickhouse import clickhouse_config
@@ -74,7 +75,7 @@ class FolderConfig(ServerConfig):
     config_fixture_name = 'clickhouse_folder'
 
 
-class TestServerLoader(BaseLoaderTests):
+class TestServerLoader(InterruptTests, BaseLoaderTests):
     config = ServerConfig()
 
 

@@ -39,6 +39,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_rows import FolderTests, ListViewTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
@@ -63,7 +64,7 @@ class DeltaLakeTestConfig(LoaderTestConfig):
         return DeltaTable(loader.place_of(table_name)).to_pyarrow_dataset().schema.names
 
 
-class TestDeltaLakeLoader(BaseLoaderTests):
+class TestDeltaLakeLoader(InterruptTests, BaseLoaderTests):
     config = DeltaLakeTestConfig()
 
 

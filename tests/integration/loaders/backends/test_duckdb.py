@@ -25,6 +25,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, numbers, stream
 
 pytestmark = [pytest.mark.integration, pytest.mark.duckdb]
@@ -51,7 +52,7 @@ class DuckDBTestConfig(LoaderTestConfig):
         return [row[0] for row in loader.connection.execute(f'DESCRIBE {quote(table_name)}').fetchall()]
 
 
-class TestDuckDBLoader(BaseLoaderTests):
+class TestDuckDBLoader(InterruptTests, BaseLoaderTests):
     config = DuckDBTestConfig()
 
 

@@ -15,6 +15,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 
 pytestmark = pytest.mark.integration
 
@@ -61,7 +62,7 @@ class SQLiteTestConfig(LoaderTestConfig):
         return loader.stamped_scan(table_name).schema.names
 
 
-class TestSQLiteLoader(BaseLoaderTests):
+class TestSQLiteLoader(InterruptTests, BaseLoaderTests):
     config = SQLiteTestConfig()
 
 

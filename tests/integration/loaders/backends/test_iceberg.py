@@ -42,6 +42,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_rows import FolderTests, ListViewTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, numbers, stream
 from tests.support.following import SQL, expected, stored, until_head
@@ -67,7 +68,7 @@ class IcebergTestConfig(LoaderTestConfig):
         return [f.name for f in loader.tables.get(table_name).schema().fields]
 
 
-class TestIcebergLoader(BaseLoaderTests):
+class TestIcebergLoader(InterruptTests, BaseLoaderTests):
     config = IcebergTestConfig()
 
 

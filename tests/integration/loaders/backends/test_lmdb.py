@@ -32,6 +32,7 @@ from tests.integration.loaders.conftest import KeyValueTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 
 pytestmark = [pytest.mark.integration, pytest.mark.lmdb]
 
@@ -41,7 +42,7 @@ class LMDBTestConfig(KeyValueTestConfig):
     config_fixture_name = 'lmdb_test_config'
 
 
-class TestLMDBLoader(BaseLoaderTests):
+class TestLMDBLoader(InterruptTests, BaseLoaderTests):
     config = LMDBTestConfig()
 
 

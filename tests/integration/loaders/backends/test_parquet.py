@@ -33,6 +33,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_rows import FolderTests
 from tests.integration.loaders.test_shared_streams import OneTableTests, chain, numbers, stream
 
@@ -60,7 +61,7 @@ class ParquetTestConfig(LoaderTestConfig):
             return store.get_schema(table_name).names
 
 
-class TestParquetLoader(BaseLoaderTests):
+class TestParquetLoader(InterruptTests, BaseLoaderTests):
     config = ParquetTestConfig()
 
 

@@ -34,6 +34,7 @@ from tests.integration.loaders.conftest import LoaderTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.integration.loaders.test_shared_streams import (
     ALL_OF_THREE,
     THREE,
@@ -74,7 +75,7 @@ class PostgreSQLTestConfig(LoaderTestConfig):
         return list(loader.columns(table_name))
 
 
-class TestPostgreSQLLoader(BaseLoaderTests):
+class TestPostgreSQLLoader(InterruptTests, BaseLoaderTests):
     config = PostgreSQLTestConfig()
 
 

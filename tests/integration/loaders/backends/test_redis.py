@@ -31,6 +31,7 @@ from tests.integration.loaders.conftest import KeyValueTestConfig
 from tests.integration.loaders.test_base_loader import BaseLoaderTests
 from tests.integration.loaders.test_base_streaming import BaseStreamingTests, eth, response
 from tests.integration.loaders.test_base_types import BaseTypeTests
+from tests.integration.loaders.test_interrupts import InterruptTests
 from tests.support.faults import wait_until
 from tests.support.redis_server import behind_tls, start_cluster, start_redis
 from tests.support.tcp_proxy import TcpProxy
@@ -43,7 +44,7 @@ class RedisTestConfig(KeyValueTestConfig):
     config_fixture_name = 'redis_test_config'
 
 
-class TestRedisLoader(BaseLoaderTests):
+class TestRedisLoader(InterruptTests, BaseLoaderTests):
     config = RedisTestConfig()
 
 

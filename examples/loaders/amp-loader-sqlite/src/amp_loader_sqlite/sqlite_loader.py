@@ -349,11 +349,11 @@ def read_as(field: pa.Field[Any]) -> pa.DataType:
 @contextmanager
 def transaction(connection: sqlite3.Connection, kind: str = 'IMMEDIATE') -> Iterator[None]:
     """All or nothing; IMMEDIATE waits for another writer now and not in the middle."""
-    connection.execute(f'BEGIN {kind}')
     try:
+        connection.execute(f'BEGIN {kind}')
         yield
         connection.execute('COMMIT')
-    except BaseException:
+    except BaseException:  # Ctrl-C too, which may come before it begins
         # On a full disk SQLite has rolled back by itself.
         if connection.in_transaction:
             connection.execute('ROLLBACK')
