@@ -29,7 +29,7 @@ def interruptible() -> Iterator[None]:
     handled = sys.exc_info()[1]
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # every library has its own
         if _is_interrupt(error, handled):
             raise KeyboardInterrupt from error
         raise
@@ -37,9 +37,11 @@ def interruptible() -> Iterator[None]:
 
 def _is_interrupt(error: BaseException | None, handled: BaseException | None) -> bool:
     """True when an interrupt led to the error. `handled` was there before: it led to nothing."""
-    while error is not None and error is not handled:
+    seen = {id(handled)}
+    while error is not None and id(error) not in seen:  # an error raised anew may be among its own causes
         if isinstance(error, KeyboardInterrupt) or _TOLD.search(str(error)):
             return True
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return False
 

@@ -101,6 +101,13 @@ def test_an_error_is_no_interrupt_for_what_was_handled_before_or_a_value_says() 
             raise ValueError('an error of its own')  # noqa: B904 - what a clean-up does
 
 
+def test_errors_that_are_causes_of_each_other_end() -> None:
+    first, second = ValueError('first'), ValueError('second')
+    first.__cause__, second.__cause__ = second, first
+    with pytest.raises(ValueError, match='first'), interruptible():
+        raise first
+
+
 def test_an_interrupt_of_a_statement_of_duckdb_is_one() -> None:
     for lost in (
         RuntimeError('Query interrupted'),
