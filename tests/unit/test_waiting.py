@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -150,21 +152,16 @@ def test_an_interrupt_that_is_ignored_stays_ignored_and_other_threads_are_let_be
     assert done == [before]
 
 
-def test_a_driver_is_imported_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_is_imported_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of C++ that is interrupted in its middle ends the process."""
-    get_loader_class('duckdb')
-    imported = []
-
-    def slowly(module: str) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        imported.append(module)
-
-    defined = dict(registry.LoaderRegistry._defined)
-    monkeypatch.setattr(registry.LoaderRegistry, '_defined', {})
-    monkeypatch.setattr(registry.importlib, 'import_module', slowly)
+    (tmp_path / 'interrupted_driver.py').write_text(
+        'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\ndone = True\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, '_own_modules', lambda: {'interrupted': 'interrupted_driver'})
     with pytest.raises(KeyboardInterrupt):
-        get_loader_class('duckdb')
-    assert imported == [defined['duckdb'].__module__]
+        get_loader_class('interrupted')
+    assert sys.modules.pop('interrupted_driver').done
 
 
 def test_an_interrupt_is_what_comes_out_of_an_event() -> None:
