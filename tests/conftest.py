@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,10 @@ from hypothesis import HealthCheck, settings
 settings.register_profile('amp', deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile('search', settings.get_profile('amp'), derandomize=False)
 settings.load_profile('amp')
+
+# A shell starts background jobs with SIGINT ignored, which is inherited; these tests press it, here and in processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
