@@ -14,12 +14,16 @@ __all__ = ['interrupted', 'pressed_after']
 @contextmanager
 def pressed_after(seconds: float) -> Iterator[None]:
     """Ctrl-C comes once, so long after the block began: in it or, when the block is faster, at its end."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            timer.join()
     finally:
-        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def interrupted(act: Callable[[], object], seconds: float) -> None:

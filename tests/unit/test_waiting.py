@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ from amp.streaming.iterator import StreamingResultIterator
 from amp.waiting import interruptible, uninterrupted
 
 pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def _heard() -> Iterator[None]:
+    """What a process does with Ctrl-C, other code may have changed."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def interrupted_after_letting_go(condition: Any) -> Any:
