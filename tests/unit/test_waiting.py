@@ -166,9 +166,9 @@ def test_a_driver_is_imported_to_its_end(tmp_path: Path, monkeypatch: pytest.Mon
         'import os, signal\nos.kill(os.getpid(), signal.SIGINT)\ndone = True\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, '_own_modules', lambda: {'interrupted': 'interrupted_driver'})
+    monkeypatch.setattr(registry, '_own_modules', lambda: {'left_in_the_middle': 'interrupted_driver'})
     with pytest.raises(KeyboardInterrupt):
-        get_loader_class('interrupted')
+        get_loader_class('left_in_the_middle')
     assert sys.modules.pop('interrupted_driver').done
 
 
