@@ -43,10 +43,10 @@ class Feed:
             self._begin()
             with self._changed:
                 self._changed.wait_for(lambda: self._done or len(self._waiting) < self._depth)
-                self._waiting.append(batch)
-                self._changed.notify_all()
-        if self._done:
-            self._raise()
+                if not self._done:
+                    self._waiting.append(batch)
+                    self._changed.notify_all()
+        self._raise()
 
     def push_all(self, batches: Iterable[pa.RecordBatch]) -> int:
         """Push each batch and finish; when one cannot be had or an interrupt comes, cancel. Raises what the batches or the consumer raised."""

@@ -113,7 +113,8 @@ def _loaded(plugin: EntryPoint) -> type[DataLoader[Any]]:
     package = plugin.dist.name if plugin.dist is not None else plugin.module
     about = f'the loader {plugin.name!r} of {package}, {plugin.value!r}'
     try:
-        found: Any = plugin.load()
+        with uninterrupted():
+            found: Any = plugin.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f'{about}, cannot be imported: {error}', hint=f'its entry point or what {package} needs is missing'

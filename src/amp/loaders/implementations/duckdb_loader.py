@@ -346,8 +346,8 @@ def _transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         run(connection, 'COMMIT')
     except BaseException:  # whatever ended it, an interrupt too, is raised on
-        # There may be none, before it begins and after it ends.
-        with suppress(duckdb.TransactionException):
+        # There may be none, before it begins and after it ends; and the first error is the one to tell.
+        with suppress(duckdb.Error):
             run(connection, 'ROLLBACK')
         raise
 
